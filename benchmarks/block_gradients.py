@@ -21,14 +21,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from benchmarks.precision_error import REAL, TEXT, TINY, Inputs, State, random_inputs, random_state
 from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
-from engine.adapters import lora
 from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.recovery.expert_reader import block_module
 from engine.system.placement import Placement
 from engine.wan import attention
-from engine.wan.block import Lora, PassInputs, linear_shapes
+from engine.wan.block import LINEARS, Lora, PassInputs, linear_shapes
 from presets.planner.plan import Plan, Precision
 from tests.helpers.training.packing import packed_blocks
 
@@ -61,7 +60,7 @@ def gradients_of(pairs: Lora) -> dict[str, torch.Tensor]:
 
 def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, dtype: torch.dtype) -> Result:
     module: Any = inject_adapter_in_model(
-        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora.TARGETS, init_lora_weights=False),
+        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(LINEARS), init_lora_weights=False),
         block_module(config, state, Placement(inputs.x.device, dtype, pinned=False)),
     )
     module.requires_grad_(False)

@@ -11,8 +11,8 @@ two sizes, under a cap of the card's memory.
 Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a
 preview of 41x768x768; then the same again, with SIGKILL to the trainer once step 14 is told, and a resume. Both runs
 must come to the same as tests/helpers/training/sameness.py compares it: checkpoints, LoRA files, posters and events bit
-for bit; and so must the losses of the steps done twice. Prints PASS or FAIL; FILE gets the events of the killed run,
-with DIR in the place of its path.
+for bit; and so must the losses of the steps done twice. Runs whose gradients are all 0 are alike and prove nothing:
+FAIL. Prints PASS or FAIL; FILE gets the events of the killed run, with DIR in the place of its path.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from presets.job.schema import (
 )
 from presets.job.toml_file import save_job
 from presets.runs.events import Event, read_events
-from tests.helpers.training.sameness import differences
+from tests.helpers.training.sameness import differences, without_gradient
 
 STEPS, SAVED, KILLED = 20, 10, 14
 
@@ -153,8 +153,10 @@ def main() -> int:
     apart = [] if args.alone else differences(broken, straight)
     if not args.alone:
         print(*apart[:20], f"{len(apart)} differences from the undisturbed run", sep="\n", flush=True)
+    idle = without_gradient(broken)
+    print(*idle, sep="\n", end="\n" if idle else "", flush=True)
     ended = (trainer.returncode, resumed.returncode) == (-signal.SIGKILL, 0)
-    passed = ended and len(twice) >= KILLED - SAVED and not other and not apart and made
+    passed = ended and len(twice) >= KILLED - SAVED and not other and not apart and not idle and made
     print("PASS" if passed else "FAIL")
     return 0 if passed else 1
 

@@ -10,10 +10,14 @@ it leaves: how far the object is from the circle that was wanted, what captions 
 how the object looks. Previews of step 0 are the base's.
 
 A table's variants are trained at each learning rate that its name is given with. Each row of FILE (DIR/rows.jsonl) is
-one set of previews of one run. DIR keeps the clips and runs; what was begun there is not begun again, nor what has
-its last row in FILE already, also one of another machine. `--show` prints the tables of rows that are there already,
-`--vae` what the base's VAE alone gives back of the films that are wanted: no LoRA can come nearer. Errors are in widths
-of the picture; `films` and `motion` of the toy base say what is drawn and measured.
+one set of previews of one run, with the plan that it ran under. DIR keeps the clips and runs; what was begun there is
+not begun again, nor what has its last row in FILE already, also one of another machine. `--show` prints the tables of
+rows that are there already, `--vae` what the base's VAE alone gives back of the films that are wanted: no LoRA can come
+nearer. Errors are in widths of the picture; `films` and `motion` of the toy base say what is drawn and measured.
+
+A toy is not compiled, and all its weights stay on the device. The tables `plan` and `compiled` train it as the real
+base is, under each kind of plan and in each precision: nothing else shows that what the compiler makes on a card
+learns.
 
 A clip's latents are remembered while a job trains, where it is drawn alike at each visit: a job here encodes each clip
 once. That is the benchmark's doing, not the trainer's.
@@ -34,21 +38,22 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from benchmarks.learning_tables import ADAPTER, ATTENTION, TABLES, Changes, Row, show, variants
+from benchmarks.learning_tables import ADAPTER, ATTENTION, PLAN, PLANS, TABLES, Changes, Row, show, variants
 from engine.data.frames import DecodeRequest
 from engine.data.loader import Batch
-from engine.memory.planning import ANYWHERE
+from engine.memory.planning import ANYWHERE, Planning, plan_run
 from engine.preview.video_files import write_video
 from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import FRAMES, MOTIONS, SIDE, Scene, render
 from engine.toy_base.motion import TURNS, circling, look, path_error, standing, turned
-from engine.training import objective
+from engine.training import objective, prepare
 from engine.wan import attention
 from presets.job.toml_file import job_from_dict, save_job
 from presets.runs.events import read_events
@@ -159,7 +164,7 @@ def write_jobs(folder: Path, tables: list[str], seeds: list[int], steps: int, ev
     for number, (name, (changes, seed)) in enumerate(runs.items()):
         if name in done:
             continue
-        fields = {field: value for field, value in changes.items() if field != ATTENTION}
+        fields = {field: value for field, value in changes.items() if field not in (ATTENTION, PLAN)}
         tables_of_job = with_changes(job_tables(name, seed, steps, every), fields)
         tables_of_job["sample"]["first"] = number == 0 or (seed == seeds[0] and "quantization.transformer" in changes)
         paths.append(folder / f"{name}.toml")
@@ -190,6 +195,8 @@ def work(folder: Path, jobs: list[str], rows: Path, turns: float) -> None:
         told = json.loads(path.with_suffix(".json").read_text())
         kernel = told["changes"].get(ATTENTION)
         vars(attention)["choose"] = only(kernel) if kernel and on_gpu else choose
+        plan = told["changes"].get(PLAN)
+        vars(prepare)["plan_run"] = held_as(plan) if plan else plan_run
         vars(objective)["latents_of"] = remembered(encode_clips)
         code = run_job(path, None, resume=False, workers=1)
         with rows.open("a") as out:
@@ -207,6 +214,16 @@ def only(kernel: str) -> Callable[..., tuple[attention.Attention, str]]:
         return attention.Attention(kernel, kernel, deterministic, kernel, kernel), "asked for"
 
     return choose
+
+
+def held_as(name: str) -> Callable[..., Planning]:
+    """In place of `plan_run`, which has no toy compiled."""
+
+    def planned(*args: Any, **kwargs: Any) -> Planning:
+        found = plan_run(*args, **kwargs)
+        return replace(found, plan=msgspec.structs.replace(found.plan, compiled=True, **PLANS[name]))
+
+    return planned
 
 
 def remembered(encode_clips: Callable[..., Pair]) -> Callable[..., Pair]:
@@ -233,7 +250,8 @@ def measured(run: Path, turns: float) -> list[Row]:
         if event.kind == "sample":
             made[event.data["step"]][int(Path(event.data["path"]).stem)] = run / event.data["path"]
     wanted = asked(turns)
-    common = {"seconds_per_step": round(statistics.median(pace), 4) if pace else None}
+    plan = next((event.data["plan"] for event in events if event.kind == "started"), "")
+    common = {"plan_text": plan, "seconds_per_step": round(statistics.median(pace), 4) if pace else None}
     return [
         {**common, "step": step, **scores([read_video(files[i]) for i in range(len(wanted))], wanted)}
         for step, files in sorted(made.items())

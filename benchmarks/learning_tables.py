@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.toy_base.films import FRAMES, SIDE
 
+LAYERS, TOKENS = 6, 80  # of the toy base's experts, of a clip there
 RATE = 1e-3  # of tables that are named without one
 PREVIEWS = 6  # of circles in a set
 
@@ -13,6 +14,18 @@ Changes = dict[str, Any]  # field -> value, besides `benchmarks.learning.job_tab
 Row = dict[str, Any]
 ATTENTION = "attention"  # no field of a job, which takes the fastest: the kernel of both directions, on a GPU
 ADAPTER = "ara.safetensors"  # in DIR: made where a job asks for it
+PLAN = "plan"  # no field either: one of PLANS, where a toy would run uncompiled, all its weights on the device
+
+PLANS: dict[str, dict[str, Any]] = {  # what of `presets.planner.plan.Plan` a run of the real base may be given
+    "recomputed": {},
+    "half-kept": {"kept": LAYERS // 2},
+    "all-kept": {"kept": LAYERS},
+    "streamed": {"resident": 0, "slots": 2, "activations": "host"},
+    "in-two-chunks": {"chunk": TOKENS // 2},
+    "any-size": {"any_size": True},
+    "graphs": {"graphed": TOKENS},  # CUDA's, on a GPU alone
+}
+PRECISIONS = ("none", "float8", "int8", "qfloat8", "qint8", "qint4")
 
 TABLES: dict[str, dict[str, Changes]] = {
     "plain": {"plain": {}},
@@ -31,13 +44,16 @@ TABLES: dict[str, dict[str, Changes]] = {
         "towards low noise": {"training.timestep_bias": "low_noise"},
     },
     "switch": {f"switch every {n}": {"multistage.switch_every": n} for n in (1, 10, 50)},
-    "precision": {p: {"quantization.transformer": p} for p in ("none", "float8", "int8", "qfloat8", "qint8", "qint4")}
+    "precision": {p: {"quantization.transformer": p} for p in PRECISIONS}
     | {"qint4+ara": {"quantization.transformer": "qint4+ara", "quantization.ara": ADAPTER}},
     "attention": {
         "the fastest": {},
         "flash": {ATTENTION: "flash"},
         "cudnn, in any order": {ATTENTION: "cudnn", "training.deterministic": False},
     },
+    "plan": {"not compiled": {}} | {plan: {PLAN: plan} for plan in PLANS},
+    "compiled": {p: {PLAN: "recomputed", "quantization.transformer": p} for p in PRECISIONS}
+    | {"qint4+ara": {PLAN: "recomputed", "quantization.transformer": "qint4+ara", "quantization.ara": ADAPTER}},
     "frames": {
         "17 frames": {},
         "9 frames, uniform": {"datasets.0.num_frames": 9},

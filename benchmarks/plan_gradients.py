@@ -3,10 +3,10 @@
     python -m benchmarks.plan_gradients [--tiny] [--json FILE]
 
 Four blocks of the real shape with random weights in float8, a clip of 21x384x384; --tiny: small ones on the CPU. Each
-row is the norm of the gradient of a block's LoRA, and |g - eager| / |eager| over all of them: some per cent of rounding
-where all is well, 100% where a block learns nothing. To be run on a card after every change of the block, of the
-executor or of torch's version: what the compiler makes there is not what it makes on a CPU. Ends with 1 where a plan is
-off by more than a tenth.
+row has the norm of the gradient of each block's LoRA, |g - eager| / |eager| over all of them, and of the block that is
+furthest off: some tenths of a per cent of rounding where all is well, 100% where a block learns nothing. To be run on a
+card after every change of the block, of the executor or of torch's version: what the compiler makes there is not what
+it makes on a CPU. Ends with 1 where a block is off by more than 2%.
 """
 
 import argparse
@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._dynamo import config
 
 from benchmarks.random_expert import REAL, TINY, expert
 from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
+from engine.system.device import VARIANTS
 from engine.wan import attention
 from presets.planner.plan import Plan
 
 BLOCKS = 4
-MOST_OFF = 0.1
+MOST_OFF = 0.02
 
 
 def plans(tokens: int, precision: Any, *, cuda: bool) -> dict[str, Plan]:
@@ -40,6 +42,13 @@ def plans(tokens: int, precision: Any, *, cuda: bool) -> dict[str, Plan]:
     return found | ({"CUDA graphs": Plan(**common, graphed=tokens)} if cuda else {})
 
 
+def apart(found: list[torch.Tensor], right: list[torch.Tensor]) -> tuple[float, float]:
+    """|found - right| / |right| of all blocks as one, and of the worst; not a number where right is 0."""
+    differences = torch.stack([(a - b).norm() for a, b in zip(found, right, strict=True)])
+    sizes = torch.stack([g.norm() for g in right])
+    return float(differences.norm() / sizes.norm()), float((differences / sizes).max())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small blocks, on the CPU")
@@ -48,12 +57,13 @@ def main() -> int:
     if not args.tiny and not torch.cuda.is_available():
         print("The real shape needs a GPU; on this machine use --tiny.", file=sys.stderr)
         return 2
+    config.recompile_limit = VARIANTS  # as the trainer has it: beyond the limit nothing is compiled
     device = torch.device("cpu" if args.tiny else "cuda")
-    config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
+    shape = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     dtype, precision = (torch.float32, "qint8") if args.tiny else (torch.bfloat16, "float8")
     frames, side = (2, 8) if args.tiny else (6, 48)
     torch.manual_seed(0)
-    weights, parameters = expert("high_noise", config, precision, device, dtype)
+    weights, parameters = expert("high_noise", shape, precision, device, dtype)
     made = weights.outer.config
     tokens = frames * (side // 2) ** 2
     kernels, _ = attention.choose(
@@ -75,21 +85,23 @@ def main() -> int:
             for parameter in parameters.values():
                 parameter.grad = None
             loss = run.forward_backward(x, timestep, text, lambda y: (y.float() - goal).square().mean())
-        blocks = [[p.grad for pair in block.values() for p in pair] for block in weights.lora]
-        return float(loss), [torch.cat([g.float().flatten() for g in block if g is not None]) for block in blocks]
+        blocks = [[p for pair in block.values() for p in pair] for block in weights.lora]
+        none = torch.zeros_like
+        return float(loss), [torch.cat([(none(p) if p.grad is None else p.grad).flatten() for p in b]) for b in blocks]
 
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if not args.tiny else 'CPU'}, {tokens} tokens")
     rows, right = [], list[torch.Tensor]()
     for name, plan in plans(tokens, precision, cuda=not args.tiny).items():
         loss, found = gradients(plan)
         right = right or found
-        size = torch.stack([g.norm() for g in right]).norm()
-        off = float(torch.stack([(a - b).norm() for a, b in zip(found, right, strict=True)]).norm() / size)
-        rows.append({"plan": name, "loss": loss, "norms": [float(g.norm()) for g in found], "off": off})
-        print(f"{name:<26}loss {loss:.6f}  {'  '.join(f'{g.norm():.4g}' for g in found)}  off {off:.3%}", flush=True)
+        norms = [float(g.norm()) for g in found]
+        off, worst = apart(found, right)
+        rows.append({"plan": name, "loss": loss, "norms": norms, "off": off, "worst": worst})
+        shown = "  ".join(f"{norm:.4g}" for norm in norms)
+        print(f"{name:<26}loss {loss:.6f}  {shown}  off {off:.3%}, a block {worst:.3%}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    return int(any(row["off"] > MOST_OFF for row in rows))
+    return int(not all(row["worst"] <= MOST_OFF for row in rows))
 
 
 if __name__ == "__main__":

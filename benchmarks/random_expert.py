@@ -56,7 +56,7 @@ def expert(
     """A random expert with a LoRA whose B is not zero, so that every gradient is alive."""
     outer, packed = empty_model(config, device, dtype, num_layers=0), blocks(config, precision, device, dtype)
     count = len(packed.buffers)
-    parameters = lora.make(outer.config, "high_noise", rank=rank, alpha=rank, seed=0, blocks=count, device=device)
+    parameters = lora.make(outer.config, "high_noise", rank=rank, seed=0, blocks=count, device=device)
     for parameter in parameters.values():
         parameter.data.normal_(0, 0.01)
     return ExpertWeights(name, outer, packed, lora.by_block(parameters, count), 1.0), parameters

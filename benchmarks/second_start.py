@@ -9,7 +9,8 @@ Writes a base of random weights of the real shape, a text encoder that is only a
 they are not there; then runs `python -m engine` on jobs that are alike but for their names. Both experts train,
 without previews and without a held-out loss. What a start does is told by the run's events: seconds from each to the
 next are counted for what the first of them says. The files of a second start are in the page cache, as they are where a
-machine trains one job after the other; --cold drops the base from it before each job.
+machine trains one job after the other; --cold drops the base from it before each job. --stacks writes what the main
+thread did beside the jobs (`benchmarks.stacks`), which takes a little time itself.
 """
 
 import argparse
@@ -106,6 +107,7 @@ def main() -> int:
     parser.add_argument("--frames", type=int, default=41)
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--stacks", action="store_true", help="write what the main thread did, as START-stacks.txt")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if not (args.dir / "base").exists():
@@ -120,9 +122,10 @@ def main() -> int:
         job = write_job(args.dir, name, args)
         if args.cold:
             drop_pages(args.dir / "base")
+        stacks = ["benchmarks.stacks", str(args.dir / f"{name}-stacks.txt")] if args.stacks else []
         began = time.time()
         done = subprocess.run(
-            [sys.executable, "-m", "engine", str(job)],
+            [sys.executable, "-m", *stacks, "engine", str(job)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

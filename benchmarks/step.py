@@ -33,7 +33,6 @@ from peft import LoraConfig
 
 from benchmarks.kernel_kinds import by_kind, lines
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
-from engine.adapters import lora
 from engine.encode.conv_kernels import faster
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
@@ -43,6 +42,7 @@ from engine.memory.measure_card import measure_card
 from engine.system.device import open_device
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention
+from engine.wan.block import LINEARS
 from presets.clips.geometry import Bucket
 from presets.machine.machine import read_machine
 from presets.planner.candidates import with_vae_frames
@@ -168,7 +168,7 @@ def measure(bench: Bench, step: Callable[[], None]) -> dict[str, float]:
 
 def baseline(bench: Bench, bucket: Bucket) -> dict[str, float]:
     model = empty_model(bench.config, bench.device, bench.dtype, num_layers=bench.config.get("num_layers", 40))
-    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=lora.TARGETS))
+    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=list(LINEARS)))
     parameters = [p for name, p in model.named_parameters() if "lora_" in name]
     for p in parameters:
         p.requires_grad_(True)

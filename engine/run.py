@@ -21,6 +21,7 @@ from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
 from engine.system import fault_injection
 from engine.system.durable_files import make_folder
+from engine.system.wake_card import wake_card
 from presets.atomic_file import fsync
 from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
@@ -179,6 +180,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
     if limits.device is None:
         facts = own_gpu(rank, begin.job, facts)
         use_gpus(begin.job, facts)
+        wake_card()
 
     import torch  # only now: a job that is refused is refused in a second
 
@@ -272,6 +274,7 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         own = _own_machine(job_path, job, rank, limits)
         if limits.device is None:
             use_gpus(job, own)
+            wake_card()
         import_without_bitsandbytes()
         from engine.follow import follow
         from engine.memory.out_of_memory import open_device_with_room
@@ -314,17 +317,14 @@ def one_thread() -> None:
 
 
 def import_without_bitsandbytes() -> None:
-    """Import peft and diffusers as where bitsandbytes is not installed. They would import it for layers that no base
-    has here, and it loads torch's compiler for functions of its own: a fifth of what all imports take. The optimizer
-    that is bitsandbytes' imports it by itself."""
+    """Import diffusers as where bitsandbytes is not installed. It would import it for layers that no base has here, and
+    that loads torch's compiler for functions of its own: a fifth of what all imports take. The optimizer that is
+    bitsandbytes' imports it by itself."""
     if "bitsandbytes" in sys.modules:
         return
     sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
     try:
-        import diffusers.models.modeling_utils  # noqa: F401  (both remember what they have found)
-        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
-
-        assert not is_bnb_available() and not is_bnb_4bit_available()
+        import diffusers.models.modeling_utils  # noqa: F401  (it remembers what it has found)
     finally:
         del sys.modules["bitsandbytes"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import learn
-from tests.learn import BREAKS, KNOWN, known, over, write_known
+from tests.learn import BREAKS, BY_LEARNING, KNOWN, known, over, write_known
 
 
 @pytest.mark.process  # six trainers, of a few steps each
@@ -15,5 +15,5 @@ def test_the_base_s_own_loss_is_small_and_that_of_each_broken_trainer_is_not(
 ) -> None:
     monkeypatch.setattr(learn, "KNOWN_STEPS", 6)
     write_known(tmp_path / "known")
-    found = {name: known(tmp_path, name) for name in ["", *BREAKS]}
+    found = {name: known(tmp_path, name) for name in ["", *BREAKS] if name not in BY_LEARNING}
     assert [name for name, losses in found.items() if not over(losses, KNOWN)] == [""], found

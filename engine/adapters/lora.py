@@ -1,4 +1,4 @@
-"""The LoRA that trains, of one expert: laid out by peft, saved under the names that ComfyUI and diffusers both load.
+"""The LoRA that trains, of one expert: laid out as by peft, saved under the names that ComfyUI and diffusers both load.
 
 File keys are Wan's own module names (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`), one file per expert.
 lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x. What the files say of themselves is
@@ -6,32 +6,23 @@ lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x. 
 `engine.adapters.lora_reader`.
 """
 
-import json
-import re
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import WanTransformer3DModel
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 
 from engine.adapters.lora_metadata import TrainedOn, lora_metadata
 from engine.adapters.tensor_file import save_tensors
 from engine.system.keyed_random import keyed_rng
-from engine.wan.block import LINEARS, Lora
+from engine.wan.block import LINEARS, Lora, linear_shapes
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
 from presets.job.lora_layers import TrainedLayer, scale_of
 from presets.job.schema import Job
 
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]  # ten linears per block, attn1 and attn2
-ADAPTER = "default"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 # diffusers name -> Wan's own name, applied in this order
@@ -49,60 +40,29 @@ def make(
     expert: Expert,
     *,
     rank: int,
-    alpha: float,
     seed: int,
     blocks: int,
     device: torch.device,
     layers: Iterable[TrainedLayer] | None = None,
 ) -> LoraParameters:
-    """A new fp32 LoRA: what peft would add to the expert, made without the expert. On the ten linears of every block,
-    or on the `layers` named, which then have ranks of their own.
+    """A new fp32 LoRA, in the model's order: what peft would add to the expert, made without either. On the ten linears
+    of every block, or on the `layers` named, which then have ranks of their own.
 
-    peft decides modules and shapes on a model without memory (`config` is the diffusers config). B starts at zero, A
-    uniform in +-1/sqrt(in), keyed by seed, expert and name.
+    `config` is the diffusers config. B starts at zero, A uniform in +-1/sqrt(in), keyed by seed, expert and name.
     """
     out: LoraParameters = {}
-    named = None if layers is None else tuple(layers)
-    shape = {key: value for key, value in config.items() if not key.startswith("_")}  # but where it came from
-    for name, (down, up) in _modules(json.dumps(shape | {"num_layers": blocks}), rank, alpha, named).items():
-        limit = 1 / down[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
-        start = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, down).astype(np.float32)
+    ranks = None if layers is None else {layer.name: layer.rank for layer in layers}
+    shapes = linear_shapes(config)
+    for name, linear in ((f"blocks.{block}.{linear}", linear) for block in range(blocks) for linear in LINEARS):
+        own = rank if ranks is None else ranks.get(name)
+        if own is None:
+            continue
+        outputs, inputs = shapes[linear]
+        limit = 1 / inputs**0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
+        start = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, (own, inputs)).astype(np.float32)
         out[f"{name}.lora_A.weight"] = torch.nn.Parameter(torch.from_numpy(start).to(device))
-        out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros(up, device=device))
+        out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros((outputs, own), device=device))
     return out
-
-
-Shape = tuple[int, ...]
-
-
-@cache  # both experts have mostly the same
-def _modules(
-    config: str, rank: int, alpha: float, layers: tuple[TrainedLayer, ...] | None
-) -> Mapping[str, tuple[Shape, Shape]]:
-    """Shapes of A and B of each module that peft would make, by name, in the model's order."""
-    with torch.device("meta"):
-        model = WanTransformer3DModel.from_config(json.loads(config))
-        model.add_adapter(peft_config(rank, alpha, layers), adapter_name=ADAPTER)
-    return MappingProxyType(
-        {
-            name: (tuple(layer.lora_A[ADAPTER].weight.shape), tuple(layer.lora_B[ADAPTER].weight.shape))
-            for name, layer in model.named_modules()
-            if isinstance(layer, LoraLayer)
-        }
-    )
-
-
-def peft_config(rank: int, alpha: float, layers: tuple[TrainedLayer, ...] | None) -> LoraConfig:
-    if layers is None:
-        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False)
-    return LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=[layer.name for layer in layers],
-        rank_pattern={re.escape(layer.name): layer.rank for layer in layers if layer.rank != rank},
-        alpha_pattern={re.escape(layer.name): layer.alpha for layer in layers if layer.alpha != alpha},
-        init_lora_weights=False,
-    )
 
 
 def by_block(parameters: LoraParameters, blocks: int) -> list[Lora]:

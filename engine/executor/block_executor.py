@@ -1,11 +1,12 @@
 """Runs an expert block by block under a memory plan. The frozen weights pass through a ring of device buffers, or stay.
 
 Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
-Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once; what
-follows the attention, whose working set is the largest, may be cut into chunks of tokens. It ends with the first block
-that trains: no gradient is asked for below. No graph of autograd's spans more than one part of one block. Where the
-plan says so, a block of a short clip is one CUDA graph each way (`engine.executor.block_graphs`). What both experts
-share is in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
+Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once, and up to
+its last linear, whose product nothing needs; what follows the attention, whose working set is the largest, may be cut
+into chunks of tokens. It ends with the first block that trains: no gradient is asked for below. No graph of autograd's
+spans more than one part of one block. Where the plan says so, a block of a short clip is one CUDA graph each way
+(`engine.executor.block_graphs`). What both experts share is in `engine.executor.executor_resources`, the loss in
+`engine.training.objective`.
 
 Where several ranks share a clip (`engine.executor.token_split`), T counts this rank's tokens, and each rank adds to the
 LoRA's gradients what its own tokens give: their sum over the ranks is the clip's.
@@ -87,10 +88,10 @@ class BlockExecutor:
         self._chosen = [
             i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks
         ]
-        self._resident = {i: torch.cat([piece.to(self.device) for piece in weights.pieces(i)]) for i in self._chosen}
-        self._pieces: dict[Key, tuple[torch.Tensor, ...]] = {
-            (weights.name, i): weights.pieces(i) for i in range(self.blocks)
+        self._resident = {
+            i: torch.empty(weights.block_bytes, dtype=torch.uint8, device=self.device) for i in self._chosen
         }
+        self._unfilled = set(self._chosen)  # filled at their first visit: they may still be read from the disk
 
     # --- the whole model ------------------------------------------------------------------------------------------
 
@@ -196,11 +197,24 @@ class BlockExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, self._on_device(block, self._resident[block], strength)
+                yield block, self._on_device(block, self._filled(block), strength)
                 continue
             yield block, self._on_device(block, ring.take(turn), strength)
             ring.release(turn)
             turn += 1
+
+    def _pieces(self, key: Key) -> tuple[torch.Tensor, ...]:
+        return self.weights.pieces(key[1])
+
+    def _filled(self, block: int) -> torch.Tensor:
+        """A resident block."""
+        buffer, offset = self._resident[block], 0
+        if block in self._unfilled:
+            for piece in self.weights.pieces(block):
+                buffer[offset : offset + piece.numel()].copy_(piece, non_blocking=True)
+                offset += piece.numel()
+            self._unfilled.remove(block)
+        return buffer
 
     def _on_device(self, block: int, buffer: torch.Tensor, strength: torch.Tensor) -> BlockWeights:
         precision, as_bytes = self.resources.plan.precision, self.resources.e4m3_as_bytes
@@ -309,7 +323,7 @@ class BlockExecutor:
         for chunk in self._chunks(x_BTD.shape[1]):
             x, a = (t[:, chunk].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
             with torch.enable_grad():
-                y = resources.post_attention(x, a, text_leaves, given, weights)
+                y = resources.post_attention(x, a, text_leaves, given, weights, again=True)
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
             g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad

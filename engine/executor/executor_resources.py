@@ -71,10 +71,10 @@ class ExecutorResources:
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
             compile_alike()
-        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention]
+        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention, block.post_attention_again]
         if plan.compiled:
             functions = [_compiled(function) for function in functions]
-        self._pre_attention, self._text_kv, self._post_attention = functions
+        self._pre_attention, self._text_kv, self._post_attention, self._post_attention_again = functions
         self._any_size = plan.compiled and plan.any_size
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
@@ -111,9 +111,13 @@ class ExecutorResources:
         text: tuple[torch.Tensor, torch.Tensor],
         given: PassInputs,
         weights: BlockWeights,
+        *,
+        again: bool = False,
     ) -> Any:
-        """The block's output for a run of tokens, from its input and its attention's output there."""
+        """The block's output for a run of tokens, from its input and its attention's output there. `again`: something
+        else with the same gradients, for which less is computed."""
         if self._any_size:
             _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
             _mark_any_size(*text, given.time_B6D, dims=(0,))
-        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
+        function = self._post_attention_again if again else self._post_attention
+        return function(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)

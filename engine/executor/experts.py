@@ -4,9 +4,10 @@ How one runs is `engine.executor.block_executor`'s; which plan fits is decided i
 """
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -19,6 +20,7 @@ from engine.executor.activation_offload import Activations
 from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
+from engine.system.pinned_memory import HostMemoryRefused, require_free
 from engine.system.placement import Placement
 from engine.system.progress import Progress, Warn
 from engine.wan.attention import Attention
@@ -27,9 +29,9 @@ from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from engine.weights.packed_blocks import Allocate, PackedBlocks, pack_lora
 from engine.weights.shared_blocks import SharedBlocks
-from engine.weights.weight_cache import cached_blocks
+from engine.weights.weight_cache import cached_blocks, find_cached, read_behind
 from presets.caches.cache_files import cache_folder
-from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
+from presets.job.expert_schedule import Expert, needed_experts, rank_of, trained_experts
 from presets.job.lora_layers import TrainedLayer, lora_layers, scale_of
 from presets.job.schema import Job
 from presets.planner.plan import Plan, Precision
@@ -62,6 +64,57 @@ def read_blocks(
     )
 
 
+def begin_reading(
+    experts: Iterable[Expert],
+    base: BaseModel,
+    precision: Precision,
+    placement: Placement,
+    ara: Ara | None,
+    merges: Mapping[Expert, Merges] | None,
+    *,
+    beside: int,
+    progress: Progress,
+    warn: Warn,
+) -> dict[Expert, PackedBlocks]:
+    """Of these experts, the blocks that the cache holds, read behind in this order; those of no expert where the host
+    has less free memory than they and `beside` bytes take. Raises UserError."""
+    found = [
+        cached
+        for expert in experts
+        if (
+            cached := find_cached(
+                base.source,
+                expert,
+                precision,
+                placement.dtype,
+                grid=ara.grid if ara else "qint4",
+                changes=merges.get(expert) if merges else None,
+                folder=cache_folder("weights"),
+                load=partial(_read, expert, base, precision, ara, merges, progress, warn),
+            )
+        )
+        is not None
+    ]
+    try:
+        require_free(sum(cached.bytes for cached in found) + beside)
+        return read_behind(found, placement, progress=progress, warn=warn)
+    except HostMemoryRefused:
+        return {}
+
+
+def _read(
+    expert: Expert,
+    base: BaseModel,
+    precision: Precision,
+    ara: Ara | None,
+    merges: Mapping[Expert, Merges] | None,
+    progress: Progress,
+    warn: Warn,
+    placement: Placement,
+) -> PackedBlocks:
+    return read_blocks(expert, base, precision, placement, ara, merges, progress=progress, warn=warn)
+
+
 class Experts:
     """The loaded experts by name; `executors` runs each, `parameters` holds the LoRA tensors of the trained ones, and
     `layers` says where they belong.
@@ -83,9 +136,10 @@ class Experts:
         warn: Warn,
         merges: Mapping[Expert, Merges] | None = None,
         shared: Mapping[Expert, SharedBlocks] | None = None,
+        begun: Mapping[Expert, PackedBlocks] | None = None,
     ) -> None:
         """Load them; `ara` is the accuracy recovery adapter of a quantized base, `merges` become part of it. Blocks
-        that other processes `shared` are not read again. Raises UserError."""
+        that other processes `shared`, or whose reading has `begun`, are not read again. Raises UserError."""
         self.attention, self.device, self._warn = attention, placement.device, warn
         self._launched: Plan | None = None  # under which no CUDA graphs could be had
         self.parameters: dict[Expert, LoraParameters] = {}
@@ -95,11 +149,12 @@ class Experts:
         self.resources: ExecutorResources | None = None
         for expert in needed_experts(job):
             outer = load_outer_modules(base.source, expert, placement, changes=merges.get(expert) if merges else None)
-            blocks = (
-                shared[expert].packed(pinned=placement.pinned)
-                if shared and expert in shared
-                else read_blocks(expert, base, precision, placement, ara, merges, progress=progress, warn=warn)
-            )
+            if shared and expert in shared:
+                blocks = shared[expert].packed(pinned=placement.pinned)
+            elif begun and expert in begun:
+                blocks = begun[expert]
+            else:
+                blocks = read_blocks(expert, base, precision, placement, ara, merges, progress=progress, warn=warn)
             count = len(blocks.buffers)
             trained: list[Lora] = [{} for _ in range(count)]
             if expert in trained_experts(job):
@@ -108,7 +163,6 @@ class Experts:
                     outer.config,
                     expert,
                     rank=rank_of(job, expert),
-                    alpha=alpha_of(job, expert),
                     seed=job.job.seed,
                     blocks=count,
                     device=placement.device,

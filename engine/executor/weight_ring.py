@@ -5,6 +5,7 @@ in one (the last ones of the forward are the first of the backward) is not copie
 host is `engine.executor.activation_offload`'s.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +63,9 @@ class WeightRing:
         self._ready: list[Any] = [cuda.Event() for _ in range(count)] if cuda else []
         self._free: list[Any] = [cuda.Event() for _ in range(count)] if cuda else []
 
-    def begin(self, keys: list[Key], pieces: dict[Key, tuple[torch.Tensor, ...]]) -> None:
-        """Start a pass over these blocks, each of one or more host buffers; the first copies start now."""
+    def begin(self, keys: list[Key], pieces: Callable[[Key], tuple[torch.Tensor, ...]]) -> None:
+        """Start a pass over these blocks; the first copies start now. `pieces` gives the host buffers of one, and may
+        wait for them, or raise: then nothing of it is written."""
         self._visits, self._pieces, self._next = plan_loads(keys, self.held), pieces, 0
         if self._cuda:
             for event in self._free:  # everything queued so far may still read the buffers
@@ -90,7 +92,7 @@ class WeightRing:
 
     def _write(self, visit: Visit) -> None:
         offset = 0
-        for piece in self._pieces[visit.key]:
+        for piece in self._pieces(visit.key):
             self.buffers[visit.buffer][offset : offset + piece.numel()].copy_(piece, non_blocking=True)
             offset += piece.numel()
 

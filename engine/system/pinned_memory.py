@@ -7,6 +7,7 @@ What is put there is engine.weights.packed_blocks's and engine.executor.activati
 """
 
 import contextlib
+import mmap
 import weakref
 
 import torch
@@ -19,6 +20,7 @@ LEAST = 2**28  # bytes of RAM left to everything else
 FIX = "Close other programs, raise the container's memory limit, or use a smaller precision"
 # The driver locks memory itself, so the limit of the shell (ulimit -l) plays no part.
 WSL_FIX = f"{FIX}; memory= in .wslconfig gives WSL2 more"
+HUGE = 2**21  # bytes of the pages that large buffers are made of where the kernel has them: 512 times fewer to lock
 PIECE = 2**28  # bytes that a trial locks at a time
 KEPT_BACK = 0.2  # of what a trial could lock, for all else that needs some
 
@@ -34,16 +36,34 @@ class HostMemoryRefused(UserError):
 def host_buffer(size: int, *, pinned: bool) -> torch.Tensor:
     """A uint8 buffer of `size` bytes in host memory, page-locked when asked. Raises HostMemoryRefused."""
     if pinned:
-        require_free(size)
+        buffer = buffer_to_lock(size)
+        if size:
+            lock(buffer)
+        return buffer
     try:
-        buffer = torch.empty(size, dtype=torch.uint8)
+        return torch.empty(size, dtype=torch.uint8)
     except RuntimeError as e:  # what torch's own allocator raises
-        raise HostMemoryRefused(
-            f"the system has no {human(size)} of RAM left", where="model.layer_offloading", fix=FIX
-        ) from e
-    if pinned and size:
-        lock(buffer)
-    return buffer
+        raise _no_room(size) from e
+
+
+def buffer_to_lock(size: int) -> torch.Tensor:
+    """What `lock` is to be called with, later: what is locked before it is written has its pages made by the driver,
+    one after the other. Pages of 4 KiB would take longer to make and to lock than a cached file takes to read. Raises
+    HostMemoryRefused."""
+    require_free(size)
+    try:
+        if size < HUGE:
+            return torch.empty(size, dtype=torch.uint8)
+        mapped = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (RuntimeError, OSError) as e:  # what torch's own allocator and the system raise
+        raise _no_room(size) from e
+    with contextlib.suppress(OSError):  # a kernel built without huge pages: small ones do
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def _no_room(size: int) -> HostMemoryRefused:
+    return HostMemoryRefused(f"the system has no {human(size)} of RAM left", where="model.layer_offloading", fix=FIX)
 
 
 def require_free(size: int) -> None:

@@ -31,6 +31,7 @@ from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
 from engine.system.placement import Placement
+from engine.training.gradient_check import GradientCheck
 from engine.training.optimizer import Ema
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
@@ -137,6 +138,7 @@ class Run:
     encodes: SharedEncodes | None = None  # of the clips that they share
     apart: bool = False  # the other expert has learnt since, elsewhere
     settled: int = 0  # planning.downs when all ranks last had one plan
+    gradient_check: GradientCheck = field(default_factory=GradientCheck)
 
     def text(self, texts: list[str]) -> torch.Tensor:
         """Their embeddings (B, S, D), on the device."""

@@ -140,6 +140,8 @@ class MicroBatch:
     losses: list[tuple[str, torch.Tensor]]  # (term, its loss)
     timesteps: list[float]
     clips: list[str]
+    shape: tuple[int, ...]  # of its latents
+    strength: float  # of the LoRA: at 0 it learns nothing of this
 
 
 def micro_batches(job: Job, step: int) -> range:
@@ -222,7 +224,7 @@ def through_expert(run: Run, step: int, expert: Expert, noised: NoisedBatch, wat
             )
             losses.append((term.name, loss))
         fault_injection.at("backward", step + 1)
-    return MicroBatch(losses, timestep_B.tolist(), batch.ids)
+    return MicroBatch(losses, timestep_B.tolist(), batch.ids, tuple(x_BCFhw.shape), batch.weight)
 
 
 def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -54,7 +54,7 @@ def versions() -> dict[str, str]:
     """Of the packages that the numbers of a run depend on."""
     return {
         "wanlora-tui": VERSION,
-        **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")},
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
         **attention.versions(),
     }
 

@@ -27,7 +27,7 @@ from engine.encode.shared_encodes import SharedEncodes
 from engine.encode.tensor_cache import TensorCache, machinery
 from engine.encode.text_embeddings import TextBook, encode_texts
 from engine.encode.vae_encoder import load_vae, vae_identity
-from engine.executor.experts import Experts, read_blocks
+from engine.executor.experts import Experts, begin_reading, read_blocks
 from engine.executor.token_split import TokenSplit
 from engine.memory.out_of_memory import loading
 from engine.memory.planning import Planning, Running, plan_run
@@ -45,12 +45,12 @@ from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.training.placement import kernels_of, make_encoder, place, plan_before, running_before
 from engine.wan.attention import Attention
 from engine.weights.base_model import BaseModel, find_base_model
-from engine.weights.packed_blocks import Layout
+from engine.weights.packed_blocks import Layout, PackedBlocks
 from engine.weights.shared_blocks import SharedBlocks, SharedMemory, loaded_by
 from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.facts.facts import Facts, clip_speeds
-from presets.job.expert_schedule import Expert, needed_experts, trained_experts
+from presets.job.expert_schedule import Expert, expert_at, needed_experts, trained_experts
 from presets.job.gpu_shares import cannot_share_clips, of_experts
 from presets.job.preview_settings import sampling_of
 from presets.job.schema import Job
@@ -127,6 +127,9 @@ def prepare(
         sharers=len(team.here) if team else 1,
     )
     placement = planning.placed(placement)
+    with loading("experts", device, planning):
+        ara = ara_of_job(own, facts.base, base, placement.dtype)
+        begun = _begin_reading(own, begin, base, loras.merges, ara, planning, placement, talk) if team is None else {}
 
     log.phase("loading", 0, 1, "text encoder")
     with loading("text encoder", device, planning):
@@ -141,9 +144,10 @@ def prepare(
     kernels = _choose_kernels(own, items, base, planning, running, placement, talk)
     planned(Running(planning.plan, kernels, encoder.ours))
     with loading("experts", device, planning):
-        ara = ara_of_job(own, facts.base, base, placement.dtype)
         shared = _shared_blocks(job, base, loras.merges, ara, planning, placement, talk, team) if team else {}
-        experts, planning = _load_experts(own, base, loras.merges, ara, shared, kernels, planning, placement, talk)
+        experts, planning = _load_experts(
+            own, base, loras.merges, ara, shared, begun, kernels, planning, placement, talk
+        )
         placement = planning.placed(placement)
         for expert, start in loras.starts.items():
             talk.info(*take_over(start, expert, experts.parameters[expert], experts.scaling(expert)))
@@ -279,6 +283,32 @@ def _choose_kernels(
     return kernels
 
 
+def _begin_reading(
+    job: Job,
+    begin: ResumePoint,
+    base: BaseModel,
+    merges: dict[Expert, Merges],
+    ara: Ara | None,
+    planning: Planning,
+    placement: Placement,
+    talk: _Talk,
+) -> dict[Expert, PackedBlocks]:
+    """The blocks that the cache holds, read while captions are encoded and the first step compiles what it needs: those
+    of the expert that trains first, first. The host has to have room for the text encoder beside them."""
+    first = expert_at(job, begin.step)
+    return begin_reading(
+        sorted(needed_experts(job), key=lambda expert: expert != first),
+        base,
+        planning.plan.precision,
+        placement,
+        ara,
+        merges,
+        beside=sum(file.stat().st_size for file in base.source.part("text_encoder").files),
+        progress=talk.progress("loading"),
+        warn=talk.warn,
+    )
+
+
 def _shared_blocks(
     job: Job,
     base: BaseModel,
@@ -318,6 +348,7 @@ def _load_experts(
     merges: dict[Expert, Merges],
     ara: Ara | None,
     shared: dict[Expert, SharedBlocks],
+    begun: dict[Expert, PackedBlocks],
     kernels: Attention,
     planning: Planning,
     placement: Placement,
@@ -335,6 +366,7 @@ def _load_experts(
         ara=ara,
         merges=merges,
         shared=shared,
+        begun=begun,
         progress=talk.progress("loading"),
         warn=talk.warn,
     )

@@ -21,6 +21,7 @@ from engine.parallel.lost_clips import ClipLost, clip_lost
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import Loss, RankFailed, Team
+from engine.runfolder.control import StopRequested
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
@@ -36,8 +37,8 @@ from engine.training.objective import (
     through_expert,
 )
 from engine.training.optimizer import clip_gradients, lr_at, set_lr
-from engine.training.placement import refused, replan, replan_together, why_short
-from engine.training.reporting import ram_gib, vram_gib
+from engine.training.placement import as_agreed, refused, replan, replan_together, why_short
+from engine.training.reporting import plan_text, ram_gib, vram_gib
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, expert_at
 from presets.planner.candidates import ExhaustedPhase
@@ -71,6 +72,8 @@ def take_step(run: Run, step: int) -> StepTaken | None:
     except UserError:
         learner.optimizer.zero_grad(set_to_none=True)
         raise
+    except StopRequested:  # while blocks were waited for that are still being read
+        result = None
     if result is None:
         learner.optimizer.zero_grad(set_to_none=True)
         return None
@@ -81,6 +84,7 @@ def take_step(run: Run, step: int) -> StepTaken | None:
         loss = fault_injection.poison("loss", step + 1, loss)
         finite = math.isfinite(norm) and math.isfinite(loss)
         if finite:  # a non-finite step never reaches the weights
+            require_gradients(run, step, expert, result)
             fault_injection.at("optimizer.before-step", step + 1)
             learner.optimizer.step()
             fault_injection.at("optimizer.after-step", step + 1)
@@ -106,6 +110,29 @@ def take_step(run: Run, step: int) -> StepTaken | None:
     return StepTaken(data, result.timesteps, finite)
 
 
+def require_gradients(run: Run, step: int, expert: Expert, result: "StepResult") -> None:
+    """Raises UserError where blocks would learn nothing: hours later nothing would have told it."""
+    learner, plan = run.learners[expert], as_agreed(run.experts.plan)  # of all ranks: they look at the same steps
+    lost = run.gradient_check.lost(
+        learner.parameters,
+        {name: parameter.grad for name, parameter in learner.parameters.items()},
+        (expert, frozenset(result.shapes)),
+        plan,
+        loss=lambda: float(sum(result.learnt_of)),
+    )
+    if not lost:
+        return
+    learner.optimizer.zero_grad(set_to_none=True)
+    other = "Another quantization.transformer" + (" or model.cuda_graphs = false" if plan.graphed else "")
+    raise UserError(
+        f"in {lost}, the {expert} LoRA got no gradient, though the loss was {float(sum(result.learnt_of)):.3g}: it"
+        " would learn nothing there",
+        where=f"step {step + 1}, with {plan_text(run)}",
+        fix=f"No weights have moved. No clip causes this, but the code that computes the blocks: {other} takes other"
+        " code. Please report it with this run's events.jsonl",
+    )
+
+
 def shared_by(team: Team, result: "StepResult", seconds: float, vram: float) -> dict[str, Any]:
     """What a step's event says of the processes that took it."""
     ranks = result.ranks or {team.rank.number: {"seconds": seconds, "vram_gib": vram}}
@@ -122,6 +149,8 @@ class StepResult:
     timesteps: list[float] = field(default_factory=list)
     clips: list[str] = field(default_factory=list)
     ranks: dict[int, dict[str, float]] = field(default_factory=dict)  # of those that share it: seconds, vram_gib
+    shapes: set[tuple[int, ...]] = field(default_factory=set)  # of the micro-batches' latents
+    learnt_of: list[torch.Tensor] = field(default_factory=list)  # losses of those at which the LoRA is not off
 
     def add(self, part: "MicroBatch") -> None:
         """The next micro-batch."""
@@ -129,6 +158,9 @@ class StepResult:
             self.losses[name] = self.losses.get(name, 0) + loss
         self.timesteps += part.timesteps
         self.clips += part.clips
+        self.shapes.add(part.shape)
+        if part.strength:
+            self.learnt_of += [loss for _, loss in part.losses]
 
 
 def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:

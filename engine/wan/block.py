@@ -3,6 +3,7 @@
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
+    post_attention_again(...)    -> y          the same for its gradients alone: y's values are not the output's
 
 `pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
 (`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
@@ -147,7 +148,7 @@ def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, 
     return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
 
 
-def post_attention(
+def _before_last(
     x_BTD: torch.Tensor,
     a_BTD: torch.Tensor,
     k_BSNK: torch.Tensor,
@@ -155,8 +156,8 @@ def post_attention(
     time_B6D: torch.Tensor,
     block: BlockWeights,
     kernels: TextKernels,
-) -> torch.Tensor:
-    """The block's output from its input, its self-attention's output, and the text's keys and values."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(what the block's output is added to, what its last linear reads, the gate behind that)."""
     plain = block.plain
     _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
@@ -167,8 +168,50 @@ def post_attention(
     c = text_attention(q, k_BSNK, v_BSNK, kernels)
     x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
 
-    h = _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
-    return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
+    return x, _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True), c_gate
+
+
+def post_attention(
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    block: BlockWeights,
+    kernels: TextKernels,
+) -> torch.Tensor:
+    """The block's output from its input, its self-attention's output, and the text's keys and values."""
+    x, h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
+    return (x.float() + _linear("ffn.net.2", h, block).float() * gate).type_as(x)
+
+
+class _WithoutValue(torch.autograd.Function):
+    """Zeros in y's place, whose gradient is y's. New ones: where this gives a view of what it is given, the compiler of
+    torch 2.11 has its gradient go to what it is a view of, and nothing in between learns."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(y.shape, dtype=y.dtype, device=y.device)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return g
+
+
+def post_attention_again(
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    block: BlockWeights,
+    kernels: TextKernels,
+) -> torch.Tensor:
+    """What `post_attention` is recomputed for: a tensor with the gradients of the output, and not its values.
+    Nothing reads what the last linear gives, so the compiler leaves out its product and the second half of its LoRA.
+    Without the compiler all of it is computed."""
+    x, h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
+    return (x.float() + _WithoutValue.apply(_linear("ffn.net.2", h, block)).float() * gate).type_as(x)
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

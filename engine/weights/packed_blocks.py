@@ -63,9 +63,10 @@ class Layout:
 
 
 class PackedBlocks(NamedTuple):
-    """The blocks of one expert, or low-rank branches beside their linears: a uint8 host buffer for each block."""
+    """The blocks of one expert, or low-rank branches beside their linears: a uint8 host buffer for each block. To ask
+    for one that is still being read waits for it (engine.weights.read_behind)."""
 
-    buffers: list[torch.Tensor]
+    buffers: Sequence[torch.Tensor]
     layout: Layout
 
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from presets.clips.clip_statistics import MOST_FRAMES
 from presets.clips.geometry import WAN_FPS, nearest_frame_counts
+from presets.diagnosis.gradients import NoGradient
 from presets.diagnosis.loss_spikes import SpikeWatch
 from presets.diagnosis.resources import MemoryGrowth, Pace, PreviewTime, Starving
 from presets.diagnosis.robust_statistics import Trend, smoothed, trend_of
@@ -58,6 +59,7 @@ class Diagnosis:
         memory = MemoryGrowth(job.training.steps, ram_total_gib=ram_total_gib, vram_total_gib=vram_total_gib)
         self._watchers: list[Watcher] = [
             Learning(job),
+            NoGradient(job),
             MotionSpeed(job, speeds or {}),
             Pace(),
             Starving(),
@@ -209,13 +211,13 @@ class Learning:
                     f"Set {own} while it runs, or fewer warm-up steps in a new run",
                     "warning",
                 )
-            elif all(p.grad_norm < 1e-7 for p in last):
+            elif all(0 < p.grad_norm < 1e-7 for p in last):
                 yield _finding(
                     "expert-not-learning",
                     f"multistage.{PANEL[expert]}",
-                    f"{what}its gradients were 0 in its last {len(last)} steps.{part}",
-                    "Check the weights of its datasets (datasets.weight = 0 gives no gradient); else this is a fault"
-                    " worth reporting",
+                    f"{what}its gradients were next to 0 in its last {len(last)} steps.{part}",
+                    "Check the weights of its datasets (a small datasets.weight gives small gradients); else this is a"
+                    " fault worth reporting",
                     "warning",
                 )
         if len(trained_experts(self._job)) == 2 and all(len(points) >= 300 for points in self._points.values()):

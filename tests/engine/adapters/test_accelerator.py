@@ -137,7 +137,7 @@ def test_it_stands_beside_the_trained_lora_and_a_recovery_adapter(model, file):
     """Each of the three by itself in its place: together they are the sum of their differences."""
     path, differences = file
     accelerator = load(path, model)
-    parameters = lora.make(model.config, "high_noise", rank=2, alpha=2, seed=0, blocks=BLOCKS, device=CPU)
+    parameters = lora.make(model.config, "high_noise", rank=2, seed=0, blocks=BLOCKS, device=CPU)
     for name, parameter in parameters.items():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.2, generator=G)
@@ -171,7 +171,7 @@ def test_all_blocks_have_one_layout_in_the_type_of_activations(model, file):
 def test_training_under_the_same_weights_is_not_touched(model, file):
     """Gradients are those of before, to the bit, once the previews are made; hooks and table are removed even after an
     error."""
-    parameters = lora.make(model.config, "high_noise", rank=2, alpha=2, seed=0, blocks=BLOCKS, device=CPU)
+    parameters = lora.make(model.config, "high_noise", rank=2, seed=0, blocks=BLOCKS, device=CPU)
     run = streamed(packed(model, "high_noise", parameters, scaling=1.0))
 
     def gradients() -> list[torch.Tensor]:

@@ -22,7 +22,7 @@ from presets.job.expert_schedule import EXPERTS, alpha_of
 from presets.job.lora_layers import lora_layers
 from presets.job.schema import DatasetPanel, Job, JobPanel, LayersPanel, PromptPanel, SavePanel, TargetPanel
 from presets.job.toml_file import job_to_dict
-from tests.helpers.training.plain import attach
+from tests.helpers.training.plain import ADAPTER, attach, peft_config, small_expert
 
 
 def make_job(**target) -> Job:
@@ -154,13 +154,24 @@ def test_metadata_tells_expert_boundary_base_rank_alpha_step_and_job(tiny, tmp_p
     assert high["modelspec.timestep_range"] == "900,1000", "whole numbers"
 
 
+@pytest.mark.parametrize("some", [False, True])
+def test_it_is_laid_out_as_peft_does(some):
+    model, layers = small_expert(3), None
+    if some:
+        job = make_job(rank=4, layers=[LayersPanel(match="ffn", rank=6)])
+        layers = [one for one in lora_layers(job, "high_noise", 3) if one.name != "blocks.1.attn2.to_k"]
+    ours = lora.make(model.config, "high_noise", rank=4, seed=0, blocks=3, device=torch.device("cpu"), layers=layers)
+    model.add_adapter(peft_config(4, 4.0, layers), adapter_name=ADAPTER)
+    theirs = {name.replace(f".{ADAPTER}", ""): p.shape for name, p in model.named_parameters() if "lora_" in name}
+    assert list({name: t.shape for name, t in ours.items()}.items()) == list(theirs.items())
+
+
 def values_of(config, job: Job) -> dict[str, torch.Tensor]:
     layers = lora_layers(job, "high_noise", config["num_layers"])
     made = lora.make(
         config,
         "high_noise",
         rank=job.target.rank,
-        alpha=alpha_of(job, "high_noise"),
         seed=0,
         blocks=config["num_layers"],
         device=torch.device("cpu"),
@@ -258,7 +269,7 @@ def test_a_new_lora_changes_nothing_and_its_start_depends_on_the_seed_and_the_ex
     assert torch.equal(pipe.transformer(x, t, text, return_dict=False)[0], before)
     torch.randn(7)  # global randomness must not matter
     b, c, d = (
-        lora.make(pipe.transformer_2.config, e, rank=4, alpha=4, seed=s, blocks=2, device=torch.device("cpu"))
+        lora.make(pipe.transformer_2.config, e, rank=4, seed=s, blocks=2, device=torch.device("cpu"))
         for e, s in (("high_noise", 1), ("low_noise", 1), ("high_noise", 2))
     )
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

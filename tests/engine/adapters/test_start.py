@@ -71,7 +71,7 @@ def written(
 
 
 def fresh(model, *, rank: int, alpha: float) -> lora.LoraParameters:
-    return lora.make(model.config, "high_noise", rank=rank, alpha=alpha, seed=1, blocks=BLOCKS, device=CPU)
+    return lora.make(model.config, "high_noise", rank=rank, seed=1, blocks=BLOCKS, device=CPU)
 
 
 def started(model, path: Path | str, *, rank: int = RANK, alpha: float = RANK) -> tuple[lora.LoraParameters, list[str]]:

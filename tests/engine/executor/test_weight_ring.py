@@ -46,7 +46,7 @@ def test_the_ring_reads_ahead_but_never_over_a_buffer_in_use():
     ring = WeightRing(6, 2, torch.device("cpu"))
     keys = [("e", i) for i in [*range(6), *reversed(range(6))]]
     for _ in range(2):
-        ring.begin(keys, pieces)
+        ring.begin(keys, pieces.__getitem__)
         for i, key in enumerate(keys):
             assert ring.take(i).tolist() == [key[1]] * 4 + [10 + key[1]] * 2
             ring.release(i)

@@ -70,3 +70,15 @@ def test_buffers_to_read_into_do_without(locks):
     locks(2**20)
     first = _reading_buffer(2**20, pinned=True)
     assert _reading_buffer(2**20, pinned=True).numel() == first.numel()
+
+
+def test_a_large_buffer_is_locked_as_a_whole_until_nothing_uses_it(locks):
+    held = locks(2**30)
+    size = pinned_memory.HUGE + 5
+    buffer = host_buffer(size, pinned=True)
+    assert held.held == {buffer.data_ptr(): size} and buffer.numel() == size
+    view = buffer[-5:].fill_(7)
+    del buffer
+    assert list(held.held.values()) == [size] and view.tolist() == [7] * 5
+    del view
+    assert held.held == {}

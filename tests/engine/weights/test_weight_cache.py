@@ -1,16 +1,20 @@
 """The cache of packed blocks: a second start reads them, anything wrong with the file is a warning, room is made by
 age."""
 
+import ctypes
 import os
 import resource
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.demo.tiny_base import build_tiny
+from engine.system import pinned_memory
+from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.placement import Placement
 from engine.weights import weight_cache
 from engine.weights.model_files import open_model_files
@@ -38,7 +42,7 @@ class Cache:
             open_model_files(base),
             expert,
             precision,
-            Placement(CPU, more.pop("dtype", torch.bfloat16), pinned=False),
+            Placement(CPU, more.pop("dtype", torch.bfloat16), pinned=more.pop("pinned", False)),
             folder=self.folder,
             progress=lambda done, total, text: self.texts.add(text),
             warn=self.warnings.append,
@@ -92,6 +96,34 @@ def test_the_second_load_reads_the_same_blocks(cache, wide, precision):
         and entry.size % PAGE == 0
     )
     assert [p for p in cache.folder.iterdir() if p != entry.path] == []
+
+
+def test_blocks_are_locked_once_they_are_read(cache, wide, monkeypatch):
+    """CUDA's own calls are faked: this one takes down what a buffer holds when it is locked."""
+    first = cache.load(wide)
+    locked: dict[int, bytes] = {}
+
+    def register(address: int, size: int, flags: int) -> int:
+        assert address not in locked
+        locked[address] = bytes((ctypes.c_uint8 * size).from_address(address))
+        return 0
+
+    cudart = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=lambda address: None)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: cudart)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(pinned_memory, "_forget_refusal", lambda: None)
+    second = cache.load(wide, pinned=True)
+    assert cache.texts == {"reading the weight cache"} and same(first, second)
+    assert locked == {buffer.data_ptr(): buffer.numpy().tobytes() for buffer in second.buffers}
+    cudart.cudaHostRegister = lambda *asked: 2
+    with pytest.raises(HostMemoryRefused) as refused:
+        cache.load(wide, pinned=True)
+    assert refused.value.locking and len(list_cache(cache.folder)) == 1, "nothing is wrong with the file"
+    monkeypatch.setattr(pinned_memory, "free_ram", lambda: pinned_memory.LEAST + 3 * first.layout.bytes - 1)
+    with pytest.raises(HostMemoryRefused) as refused:
+        cache.load(wide, pinned=True)
+    assert not refused.value.locking and cache.texts == set(), "each block would have had room by itself"
 
 
 def test_what_the_key_holds(cache, wide, tmp_path):

@@ -1,10 +1,12 @@
 """The reference: a whole expert in memory, its LoRA in peft's own layers, plain autograd."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from diffusers import WanTransformer3DModel
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
@@ -12,11 +14,13 @@ from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.wan import attention
+from engine.wan.block import LINEARS
 from presets.job.lora_layers import TrainedLayer
 from presets.planner.plan import Plan
 from tests.helpers.training.packing import packed_blocks
 
 CPU = torch.device("cpu")
+ADAPTER = "default"
 
 
 def small_expert(blocks: int, *, seed: int = 0, ffn: int = 64) -> WanTransformer3DModel:
@@ -50,17 +54,30 @@ def attach(
     """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does
     something."""
     parameters = lora.make(
-        model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU, layers=layers
+        model.config, expert, rank=rank, seed=seed, blocks=len(model.blocks), device=CPU, layers=layers
     )
-    model.add_adapter(lora.peft_config(rank, alpha, layers), adapter_name=lora.ADAPTER)
+    model.add_adapter(peft_config(rank, alpha, layers), adapter_name=ADAPTER)
     model.requires_grad_(False)
     for name, layer in peft_layers(model):
         if strong:
             up = parameters[f"{name}.lora_B.weight"]
             up.data.normal_(0, 0.4, generator=torch.Generator().manual_seed(len(name) + seed))
-        layer.lora_A[lora.ADAPTER].weight = parameters[f"{name}.lora_A.weight"]
-        layer.lora_B[lora.ADAPTER].weight = parameters[f"{name}.lora_B.weight"]
+        layer.lora_A[ADAPTER].weight = parameters[f"{name}.lora_A.weight"]
+        layer.lora_B[ADAPTER].weight = parameters[f"{name}.lora_B.weight"]
     return parameters
+
+
+def peft_config(rank: int, alpha: float, layers: list[TrainedLayer] | None) -> LoraConfig:
+    if layers is None:
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LINEARS), init_lora_weights=False)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=[layer.name for layer in layers],
+        rank_pattern={re.escape(layer.name): layer.rank for layer in layers if layer.rank != rank},
+        alpha_pattern={re.escape(layer.name): layer.alpha for layer in layers if layer.alpha != alpha},
+        init_lora_weights=False,
+    )
 
 
 def peft_layers(model: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
@@ -69,12 +86,12 @@ def peft_layers(model: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
 
 @contextmanager
 def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
-    before = [layer.scaling[lora.ADAPTER] for _, layer in peft_layers(model)]
+    before = [layer.scaling[ADAPTER] for _, layer in peft_layers(model)]
     for _, layer in peft_layers(model):
-        layer.scaling[lora.ADAPTER] *= factor
+        layer.scaling[ADAPTER] *= factor
     yield
     for (_, layer), scale in zip(peft_layers(model), before, strict=True):
-        layer.scaling[lora.ADAPTER] = scale
+        layer.scaling[ADAPTER] = scale
 
 
 class PlainExecutor:

@@ -11,6 +11,7 @@ attempt), which is held against the checkpoint itself instead.
 
 import hashlib
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +147,19 @@ def files_of(run: Path) -> dict[str, str]:
     return out
 
 
+def without_gradient(run: Path) -> list[str]:
+    """The experts whose steps all had a gradient of 0: runs that learn nothing are alike, whatever is wrong."""
+    norms: dict[str, list[float]] = defaultdict(list)
+    for event in events_of(run):
+        if event.kind == "step":
+            norms[event.data["expert"]].append(event.data["grad_norm"])
+    return [f"{run}: {expert} got no gradient in any of {len(of)} steps" for expert, of in norms.items() if not any(of)]
+
+
 def differences(run: Path, straight: Path, *, extra_saves: bool = False) -> list[str]:
-    """How an interrupted run differs from the uninterrupted one; empty when it does not. With `extra_saves` stops saved
-    at steps of their own."""
-    out: list[str] = []
+    """How an interrupted run differs from the uninterrupted one, or why the two prove nothing; empty when it does not.
+    With `extra_saves` stops saved at steps of their own."""
+    out = [*without_gradient(run), *without_gradient(straight)]
 
     def compare(what: str, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
         out.extend(f"{what}: {k} is missing" for k in theirs.keys() - mine.keys())

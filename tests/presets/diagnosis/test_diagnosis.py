@@ -240,10 +240,15 @@ SICK = {
         Made(job_of(), lr=lambda e, s: 0.0 if e == "low_noise" else 1e-4),
         "low-noise",
     ),
-    "no gradient": (
+    "next to no gradient": (
         "expert-not-learning",
-        Made(job_of(), norm=lambda e: 0.0 if e == "high_noise" else 0.3),
+        Made(job_of(), norm=lambda e: 1e-9 if e == "high_noise" else 0.3),
         "Camera and motion",
+    ),
+    "no gradient": (
+        "no-gradient",
+        Made(job_of(), norm=lambda e: 0.0 if e == "high_noise" else 0.3),
+        "the high-noise expert's LoRA gets no gradient",
     ),
     "one flat, the other falls": (
         "expert-not-learning",
