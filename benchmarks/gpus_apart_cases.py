@@ -35,12 +35,13 @@ class Case:
     streamed: bool = False
 
 
-CASES = {
+CASES = {  # each for two GPUs, unless it says so
     "clips-480p": Case("81x480x832", 4, per_clip=2),
     "clips-480p-streamed": Case("81x480x832", 4, per_clip=2, streamed=True),
     "clips-720p": Case("81x720x1280", 4, per_clip=2),
     "experts": Case("41x512x512", 20, both=True),
     "micro-batches": Case("41x512x512", 6, accumulation=2),
+    "experts-and-micro-batches": Case("41x512x512", 8, both=True, accumulation=2),  # for --together 4
 }
 
 

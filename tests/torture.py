@@ -128,7 +128,11 @@ def life(
         workers, fresh, instant = rng.choice([0, 0, 1, 2]), rng.random() < 0.1, rng.random() * usual[name] * 1.1
         point, step = (
             rng.choice(
-                [p for p in fault_injection.POINTS if not p.startswith(("event.", "control.", "abandon.", "rank."))]
+                [
+                    p
+                    for p in fault_injection.POINTS
+                    if not p.startswith(("event.", "control.", "abandon.", "rank.", "shared-"))
+                ]
             ),
             rng.randint(0, STEPS),
         )

@@ -21,6 +21,7 @@ KINDS = {
     "sigterm": "a polite stop arrives",
     "hang": "it waits until someone kills the process",
     "enospc": "the disk is full",
+    "oom": "the card has no room",
     "nan": "the value becomes not-a-number (at the points in VALUES)",
 }
 POINTS = {
@@ -46,6 +47,7 @@ POINTS = {
     "checkpoint.before-event": "the checkpoint stands, no event says so",
     "validation.begin": "before the held-out loss is measured",
     "validation.before-event": "it is measured, no event says so",
+    "shared-pass.exchange": "before ranks that share a clip exchange tokens (step: exchanges before it in its passes)",
     "preview.begin": "before a preview",
     "preview.denoise": "before each of its denoising steps",
     "preview.pass": "before a rank behind the first takes part in a pass of it",
@@ -135,6 +137,10 @@ def _strike(fault: Fault) -> None:
             raise InjectedFault(f"on purpose, at {fault.point} of step {fault.step}")
         case "enospc":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), fault.point)
+        case "oom":
+            import torch  # not for a job that is refused
+
+            raise torch.OutOfMemoryError(f"on purpose, at {fault.point} of step {fault.step}")
         case "sigkill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "sigterm":

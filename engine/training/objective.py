@@ -19,6 +19,7 @@ from engine.data.loader import Batch
 from engine.encode.latent_cache import latents_of
 from engine.encode.shared_encodes import Encoded
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.passes_to_end import PassSize
 from engine.parallel.parts import encoded_at_once
 from engine.system import fault_injection
 from engine.system.keyed_random import keyed_rng
@@ -255,22 +256,34 @@ def loss_terms(
     The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each
     time, so no other has the same.
     """
-    training, trigger = run.job.training, run.job.job.trigger
-    mask = None
+    training, mask = run.job.training, None
     if batch.masks is not None:
         mask = torch.from_numpy(batch.masks).unsqueeze(1).to(run.placement.device)
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share, mask)]
-    if preserves(training):
-        prompts = [preserved_prompt(training, caption, trigger) for caption in batch.captions]
-        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
-        # things of one prompt.
-        rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
-        if rows:
-            part: Rows = rows if len(rows) < len(prompts) else slice(None)
-            text = run.text([prompts[i] for i in rows])
-            base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0, split=run.split)
-            out.append(preservation_term(training, text, base_prediction, part, share * len(rows) / len(prompts)))
+    if preserved := preserved_rows(run.job, batch):
+        part: Rows = list(preserved) if len(preserved) < len(batch.captions) else slice(None)
+        text = run.text(list(preserved.values()))
+        base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0, split=run.split)
+        weight = share * len(preserved) / len(batch.captions)
+        out.append(preservation_term(training, text, base_prediction, part, weight))
     return out
+
+
+def preserved_rows(job: Job, batch: Batch) -> dict[int, str]:
+    """The prompts whose answers are to stay as the base's, by row of the micro-batch."""
+    if not preserves(job.training):
+        return {}
+    prompts = [preserved_prompt(job.training, caption, job.job.trigger) for caption in batch.captions]
+    # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
+    # things of one prompt.
+    both = zip(prompts, batch.captions, strict=True)
+    return {i: prompt for i, (prompt, caption) in enumerate(both) if prompt != caption}
+
+
+def passes_of(job: Job, batch: Batch) -> list[PassSize]:
+    """What `through_expert` takes through the expert, in order."""
+    main, preserved = PassSize(len(batch.ids), back=True), len(preserved_rows(job, batch))
+    return [PassSize(preserved), main, PassSize(preserved, back=True)] if preserved else [main]
 
 
 def draw_sigma(job: Job, expert: Expert, boundary: float, *key: int | str) -> float:

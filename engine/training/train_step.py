@@ -15,8 +15,10 @@ import torch
 
 from engine.adapters.gradient_check import LEAST
 from engine.encode.shared_encodes import HandingFailed, NotReady
+from engine.executor.passes_to_end import RanShort, by_all
+from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
-from engine.parallel.lost_clips import ClipLost, clip_lost, whole_or_lost
+from engine.parallel.lost_clips import ClipLost, clip_lost
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import Loss, RankFailed, Team
@@ -32,6 +34,7 @@ from engine.training.objective import (
     micro_batch,
     micro_batches,
     noised_batch,
+    passes_of,
     through_expert,
 )
 from engine.training.optimizer import clip_gradients, lr_at, set_lr
@@ -222,11 +225,28 @@ def shared_batch(run: Run, team: Team, noise: Callable[[], NoisedBatch]) -> Nois
 
 
 def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedBatch, watch: Stopwatch) -> MicroBatch:
-    """`through_expert`, by all ranks that share the clip. Raises ClipLost."""
+    """`through_expert`, by all ranks that share the clip. Raises SharedShortage where memory runs out on this one, and
+    ClipLost."""
     if run.split is None:
         return through_expert(run, step, expert, noised, watch)
-    with whole_or_lost(team, "clip"):
-        return through_expert(run, step, expert, noised, watch)
+    short: list[tuple[ExhaustedPhase, Shortage]] = []
+
+    def made(split: TokenSplit) -> MicroBatch:
+        try:
+            with memory_errors():
+                return through_expert(replace(run, split=split), step, expert, noised, watch)
+        except torch.OutOfMemoryError:  # here, while what filled it is there
+            short.append(("step", why_short(run)))
+            raise
+        except HostMemoryRefused as e:
+            short.append(refused(e))
+            raise
+
+    executor, tokens = run.experts.executors[expert], noised.batch.draws[0].item.bucket.tokens
+    try:
+        return by_all(team, "clip", executor, run.split, tokens, passes_of(run.job, noised.batch), made)
+    except RanShort:
+        raise SharedShortage(*short[-1]) from None
 
 
 def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:
@@ -254,6 +274,8 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
                 raise
             except NotReady:
                 pass  # who has failed tells it
+            except SharedShortage as e:
+                told.short = e.exhausted, e.why
             except torch.OutOfMemoryError:
                 told.short = ("vae" if watch.current == "vae" else "step", why_short(run))
             except HostMemoryRefused as e:

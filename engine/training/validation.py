@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,10 @@ from engine.data.loader import decode_here
 from engine.data.sampler import SampleDraw
 from engine.encode.latent_cache import latents_of
 from engine.encode.shared_encodes import NotReady
-from engine.parallel.lost_clips import ClipLost, whole_or_lost
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.passes_to_end import PassSize, by_all
+from engine.executor.token_split import TokenSplit
+from engine.parallel.lost_clips import ClipLost
 from engine.parallel.orders import Measure
 from engine.parallel.parts import ALONE
 from engine.runfolder.control import StopRequested
@@ -47,7 +51,8 @@ from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_range
 from presets.runs import ranking
 from presets.runs.ranking import Difference, differences, mean, no_better_since, standard_error
 
-KEPT = 2**30  # bytes of encoded clips that stay on the host from one expert to the next; others are encoded for each
+# bytes of encoded clips that stay in a host's memory from one expert to the next; others are encoded for each
+KEPT = 2**30
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 Cells = dict[tuple[Expert, int], list[float]]  # of an expert and a held-out item, by its number, the loss in each bin
 T = TypeVar("T")
@@ -236,9 +241,9 @@ def cells_of(run: Run, step: int) -> Cells:
     def first_ones() -> dict[int, Encoded]:
         fault_injection.at("validation.begin", step)
         progress("held-out clips")
-        kept, size = dict[int, Encoded](), 0
+        kept, size, most = dict[int, Encoded](), 0, KEPT // (len(run.team.here) if run.team else 1)
         for i, draw in draws.items():
-            if size <= KEPT:
+            if size <= most:
                 kept[i] = encoded(run, draw)
                 size += sum(t.nbytes for t in kept[i] if t is not None)
         return kept
@@ -253,17 +258,8 @@ def cells_of(run: Run, step: int) -> Cells:
                     progress(expert.replace("_", " "))
                     return kept[i] if i in kept else encoded(run, draw)
 
-                found = _made_by_all(run, made)
-                with (
-                    nullcontext() if run.split is None or run.team is None else whole_or_lost(run.team, "held-out clip")
-                ):
-                    out[expert, i] = _bins(run, expert, draw, found)
+                out[expert, i] = _bins(run, expert, draw, _made_by_all(run, made))
     return out
-
-
-def _together(run: Run) -> AbstractContextManager[Any]:
-    """Inside, ranks that share clips wait for each other."""
-    return nullcontext() if run.split is None or run.team is None else whole_or_lost(run.team, "held-out clip")
 
 
 def _made_by_all(run: Run, make: Callable[[], T]) -> T:
@@ -275,6 +271,8 @@ def _made_by_all(run: Run, make: Callable[[], T]) -> T:
     try:
         with memory_errors():
             made.append(make())
+    except ClipLost:
+        raise
     except Exception as e:
         failure = e
     everyone = run.team.exchange_clip(bool(made))
@@ -288,22 +286,31 @@ def _made_by_all(run: Run, make: Callable[[], T]) -> T:
 def _bins(run: Run, expert: Expert, draw: SampleDraw, found: Encoded) -> list[float]:
     """The loss of one held-out item in each noise bin."""
     x0, conditioning, mask = found
-    x0_BCFhw, conditioning_BCFhw = (t.to(run.placement.device) for t in (x0, conditioning))
-    text_BSD, out = run.text([draw.caption]), list[float]()
-    # fewer tokens than ranks are each rank's own
-    split = run.split if run.split and draw.item.bucket.tokens >= run.split.ranks else None
+    executor, out = run.experts.executors[expert], list[float]()
     for noise, sigma in noise_of(run, expert, draw.item, tuple(x0.shape[1:])):
-        sigma_B = torch.tensor([sigma], dtype=torch.float32, device=run.placement.device)
-        x_t, target = objective.noised(x0_BCFhw, noise.unsqueeze(0).to(x0_BCFhw), sigma_B)
-        prediction = run.experts.executors[expert].predict(
-            torch.cat([x_t, conditioning_BCFhw], dim=1),
-            sigma_B * NUM_TRAIN_TIMESTEPS,
-            text_BSD,
-            strength=draw.item.weight,
-            split=split,
-        )
-        out.append(float(objective.distance(run.job.training.loss, prediction, target, mask)))
+
+        def loss(split: TokenSplit | None, noise: torch.Tensor = noise, sigma: float = sigma) -> float:
+            x0_BCFhw, conditioning_BCFhw = (t.to(run.placement.device) for t in (x0, conditioning))
+            sigma_B = torch.tensor([sigma], dtype=torch.float32, device=run.placement.device)
+            x_t, target = objective.noised(x0_BCFhw, noise.unsqueeze(0).to(x0_BCFhw), sigma_B)
+            prediction = executor.predict(
+                torch.cat([x_t, conditioning_BCFhw], dim=1),
+                sigma_B * NUM_TRAIN_TIMESTEPS,
+                run.text([draw.caption]),
+                strength=draw.item.weight,
+                split=split,
+            )
+            return float(objective.distance(run.job.training.loss, prediction, target, mask))
+
+        out.append(_made_by_all(run, partial(_shared, run, executor, draw.item.bucket.tokens, loss)))
     return out
+
+
+def _shared(run: Run, executor: BlockExecutor, tokens: int, loss: Callable[[TokenSplit | None], float]) -> float:
+    """A loss by all ranks that share its clip; where memory runs out on one, all of them come to its end."""
+    if run.split is None or run.team is None or tokens < run.split.ranks:
+        return loss(None)  # fewer tokens than ranks are each rank's own
+    return by_all(run.team, "held-out clip", executor, run.split, tokens, [PassSize(1)], loss)
 
 
 def joined(run: Run, parts: Iterable[Cells]) -> Losses:

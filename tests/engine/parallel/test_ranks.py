@@ -321,6 +321,22 @@ def test_ranks_that_share_clips_agree_with_one(runs: Runs, ranks: int):
     assert ["vae" in step["seconds"] for step in steps] == [True, False, True, False]  # those of two steps at once
 
 
+def test_memory_that_runs_out_in_shared_clips_costs_a_measurement_and_has_all_plan_anew(runs: Runs):
+    """On one rank, in the second block of a held-out clip, and on the way back of the first that trains: the other
+    waits for its tokens. A toy has no smaller plan, which all of them find out together."""
+    share_clips(job := runs.new("clips", "short of memory"), 2)
+    attempts = runs.start(job, 2, ["oom:shared-pass.exchange:6@1", "oom:shared-pass.exchange:20@1"])
+    assert ends(attempts) == [FAILED, FAILED], [attempt.said()[-3000:] for attempt in attempts]
+    assert attempts[1].said().count("fault: oom") == 2
+    told = events(job.parent / "runs/t")
+    (found,) = [e.data for e in told if e.kind == "finding" and e.data["code"] == "validation-failed"]
+    assert "after step 0 could not be measured: on purpose" in found["message"] and found["cause"] == "out of memory"
+    assert told[-1].kind == "failed" and told[-1].data["user"]
+    assert "out of memory in the training step, and no smaller plan is left" in told[-1].data["cause"]
+    assert ends(runs.start(job, 2, resume=True)) == [DONE, DONE]
+    require_agreement(runs, job)
+
+
 def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
     job = runs.new("clips", "one, two, one")
     assert ends(runs.start(job, 1, ["sigterm:noise:2"])) == [STOPPED]

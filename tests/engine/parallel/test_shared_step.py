@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.encode.shared_encodes import HandingFailed
+from engine.executor import passes_to_end
 from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
 from engine.parallel.lost_clips import ClipLost
@@ -19,6 +20,7 @@ from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
 from engine.parallel.team import RankFailed
+from engine.system import fault_injection
 from engine.training import placement, prepare, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
@@ -241,7 +243,28 @@ def run_of_a_clip(bench: Bench, other: Callable[[str], str]) -> Run:
     return replace(run, split=TokenSplit(None, 0, 2, lambda collective: None))
 
 
-def test_memory_that_runs_out_within_a_shared_clip_ends_the_rank_with_what_to_do(
+@pytest.mark.parametrize(("preserving", "frozen", "at"), [(False, 0, 0), (False, 1, -1), (True, 0, 6), (True, 0, -1)])
+def test_memory_that_runs_out_within_a_shared_clip_has_all_take_the_step_again_under_a_smaller_plan(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, preserving: bool, frozen: int, at: int
+):
+    """Wherever it is in the clip: as many exchanges follow as the other rank waits for. With a second loss, and with
+    blocks before the first that learns."""
+    job = bench.changed(training__blank_prompt_preservation=preserving)
+    bench.learn_texts([job])
+    run, asked, replans = replace(run_of_a_clip(bench, lambda mine: mine), job=job), list[object](), list[str]()
+    run = replace(run, split=TokenSplit(None, 0, 2, asked.append))
+    monkeypatch.setattr(placement, "replan", lambda run, exhausted, why: replans.append(exhausted))
+    executor = run.experts.executors["high_noise"]
+    loras = [{} if i < frozen else lora for i, lora in enumerate(executor.weights.lora)]
+    monkeypatch.setattr(executor, "weights", replace(executor.weights, lora=loras))
+    there, back = 4 * executor.blocks + 1, 8 * (executor.blocks - frozen)
+    of_a_clip = there + back + preserving * (2 * there + back)
+    fault_injection.arm([f"oom:shared-pass.exchange:{at % of_a_clip}"])
+    assert optimizer_step(run, STEP)
+    assert replans == ["step"] and len(asked) == (1 + job.training.gradient_accumulation) * of_a_clip
+
+
+def test_memory_that_runs_out_within_a_shared_clip_for_zeros_too_ends_the_rank_with_what_to_do(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: Any) -> None:
@@ -250,6 +273,7 @@ def test_memory_that_runs_out_within_a_shared_clip_ends_the_rank_with_what_to_do
     run, told = run_of_a_clip(bench, lambda mine: mine), []
     run.team.give_up = told.append
     monkeypatch.setattr(train_step, "through_expert", full)
+    monkeypatch.setattr(passes_to_end, "_exchanges", full)
     with pytest.raises(ClipLost):
         optimizer_step(run, STEP)
     (loss,) = told

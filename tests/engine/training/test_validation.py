@@ -19,7 +19,7 @@ from engine.adapters import lora
 from engine.data.frames import decode
 from engine.encode.latents import encode_pair, pixels
 from engine.executor.token_split import TokenSplit
-from engine.parallel.parts import Part
+from engine.parallel.parts import ALONE, Part
 from engine.run import run_job
 from engine.runfolder.resume import read_history
 from engine.system import fault_injection
@@ -267,7 +267,7 @@ def test_the_running_average_is_measured_where_it_is_saved_and_the_weights_stay(
 def test_the_parts_of_several_ranks_are_what_one_measures_and_none_is_measured_twice(bench, parts):
     cells = []
     for part in parts:
-        team = SimpleNamespace(part=part, heard_halt=lambda: False)
+        team = SimpleNamespace(part=part, here=[0], heard_halt=lambda: False)
         cells.append(cells_of(replace(bench.run, team=team), 0))
     assert sum(len(part) for part in cells) == 2 * len(bench.run.held_out) and all(cells)
     assert joined(bench.run, cells) == measure(bench.run)
@@ -284,7 +284,7 @@ def test_another_rank_that_halts_ends_a_rank_s_part_and_is_told_when_this_one_is
 def test_ranks_that_share_clips_begin_one_once_all_can(bench, here: bool):
     """Else one would wait for the tokens of the other."""
     told: list[bool] = []
-    team = SimpleNamespace(part=Part(None, 0, (0, 1), 2), parts=[None, None], heard_halt=lambda: False)
+    team = SimpleNamespace(part=Part(None, 0, (0, 1), 2), parts=[None, None], here=[0], heard_halt=lambda: False)
     team.exchange_clip = lambda mine: told.append(mine) or [mine, not here]
     team.exchange = lambda mine: [mine, mine]
     held_out = [item if here else msgspec.structs.replace(item, path="gone.mp4") for item in bench.run.held_out]
@@ -296,14 +296,31 @@ def test_ranks_that_share_clips_begin_one_once_all_can(bench, here: bool):
 
 def test_ranks_that_share_clips_take_a_part_of_each_pass(bench):
     """What another would send is not there: how often this one asks for it counts."""
+    run, told, asked = shared_with_one_that_asks(bench)
+    cells = cells_of(run, 0)
+    assert cells.keys() == {(expert, i) for expert in bench.run.learners for i in (0, 1)}
+    assert told == [True] * (1 + len(cells) * (1 + 3))
+    assert len(asked) == len(cells) * 3 * (4 * bench.run.experts.executors["high_noise"].blocks + 1)
+
+
+def shared_with_one_that_asks(bench: Bench) -> tuple[Run, list[bool], list[object]]:
+    """The second of two ranks that share clips, what it tells the first of each thing made, and its exchanges."""
     told: list[bool] = []
     asked: list[object] = []
-    team = SimpleNamespace(part=Part(None, 1, (0, 1), 2), heard_halt=lambda: False)
+    team = SimpleNamespace(part=Part(None, 1, (0, 1), 2), here=[0], heard_halt=lambda: False)
     team.exchange_clip = lambda mine: told.append(mine) or [mine, mine]
-    cells = cells_of(replace(bench.run, team=team, split=TokenSplit(None, 1, 2, asked.append)), 0)
-    assert cells.keys() == {(expert, i) for expert in bench.run.learners for i in (0, 1)}
-    assert told == [True] * (1 + len(cells))
-    assert len(asked) == len(cells) * 3 * (4 * bench.run.experts.executors["high_noise"].blocks + 1)
+    return replace(bench.run, team=team, split=TokenSplit(None, 1, 2, asked.append)), told, asked
+
+
+@pytest.mark.parametrize("before", [0, 6, -1])
+def test_a_rank_that_finds_no_memory_in_a_pass_comes_to_its_end_and_says_so(bench, before: int):
+    """Wherever it is in it: the other waits for as many exchanges as there are."""
+    of_a_pass = 4 * bench.run.experts.executors["high_noise"].blocks + 1
+    run, told, asked = shared_with_one_that_asks(bench)
+    fault_injection.arm([f"oom:shared-pass.exchange:{before % of_a_pass}"])
+    with pytest.raises(torch.OutOfMemoryError, match="on purpose"):
+        cells_of(run, 0)
+    assert len(asked) == of_a_pass and told == [True, True, False]
 
 
 def test_nothing_is_compiled_for_shapes_that_do_not_train(bench, monkeypatch):
@@ -337,6 +354,19 @@ def test_of_many_clips_no_more_stay_in_memory_than_have_room(bench, monkeypatch)
     monkeypatch.setattr(validation, "KEPT", 0)
     assert measure(run) == all_kept
     assert made == [run.held_out[i].id for i in (0, 1, 1)], "the first has room, whatever its size"
+
+
+def test_the_ranks_of_a_host_keep_no_more_of_them_together_than_one_process_does(bench, monkeypatch):
+    run, made = bench.run, []
+    size = sum(t.nbytes for t in encoded(run, draw_of(run, run.held_out[0])) if t is not None)
+    monkeypatch.setattr(validation, "KEPT", size)  # after the first one is room for another
+    monkeypatch.setattr(validation, "encoded", lambda run, draw: made.append(draw.item.id) or encoded(run, draw))
+    alone = measure(run)
+    assert len(made) == 2
+    made.clear()
+    team = SimpleNamespace(part=ALONE, here=[0, 1], heard_halt=lambda: False)
+    assert measure(replace(run, team=team)) == alone
+    assert made == [run.held_out[i].id for i in (0, 1, 1)]
 
 
 def test_no_random_state_is_touched(bench):
