@@ -11,6 +11,8 @@ from tests import again
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process
+# No plugins but xdist, whose option is given: half of such a short pytest's time.
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)}
 FAILS = "def test_{name}(): assert False\n"
 FAILS_ONCE = """from pathlib import Path
 
@@ -26,11 +28,12 @@ def suite(folder: Path, *tests: str) -> "subprocess.CompletedProcess[str]":
     """`make test` over these, to its end."""
     (folder / "test_some.py").write_text("\n".join(text.format(name=f"no_{i}") for i, text in enumerate(tests)))
     first = [sys.executable, "-m", "pytest", "-q", "--cache-clear", "-p", "no:xdist"]
-    code = subprocess.run(first, cwd=folder, check=False, capture_output=True).returncode
+    environment = os.environ | BARE
+    code = subprocess.run(first, cwd=folder, env=environment, check=False, capture_output=True).returncode
     return subprocess.run(
         [sys.executable, "-m", "tests.again", str(code)],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=environment | {"PYTEST_ADDOPTS": "-p xdist.plugin"},
         capture_output=True,
         text=True,
         check=False,

@@ -1,7 +1,8 @@
 """Bad input: one clear error that says what, where and how to mend it; exit code 1, no traceback, nothing trained,
 nothing of the user's touched.
 
-Every case goes through the real commands; but for `check` of each of them, in processes of their own.
+Every case goes through the real commands; but for `check` of each of them and the training of what was mended, in
+processes of their own.
 """
 
 import asyncio
@@ -60,8 +61,8 @@ NAME = "bad_input"
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A folder with a job that could be trained as it is: three clips of 48 frames, a control image, the tiny base."""
-    folder = tmp_path_factory.mktemp("sound")
-    (folder / "clips").mkdir()
+    folder = tmp_path_factory.mktemp("bad_input") / "sound"
+    (folder / "clips").mkdir(parents=True)
     for name in ("a", "b", "c"):
         write_clip(folder / "clips" / f"{name}.mp4", frames=48, fps=16.0, width=64, height=48)
         (folder / "clips" / f"{name}.txt").write_text("[trigger], orbit around the square")
@@ -91,8 +92,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
 
 
 @pytest.fixture
-def work(sound: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(sound, tmp_path / "work"))
+def work(sound: Path) -> Path:
+    """At one place for all tests: what one has seen of a clip that is as it was, the next need not look at."""
+    folder = sound.parent / "work"
+    shutil.rmtree(folder, ignore_errors=True)
+    return Path(shutil.copytree(sound, folder))
 
 
 def settings(work: Path, **panels: dict[str, object]) -> None:
@@ -475,9 +479,12 @@ def test_train_refuses_before_any_work(work: Path, name: str):
 def test_a_job_refused_and_then_mended_trains_in_the_same_folder(work: Path):
     settings(work, datasets={"num_frames": 40})
     assert wanlora("train", "job.toml", cwd=work).returncode == 1
-    settings(work, datasets={"num_frames": 5}, training={"steps": 2}, sample={"num_frames": 5})
-    said = wanlora("train", "job.toml", cwd=work)
-    assert said.returncode == 0, said.stderr
+    settings(work, datasets={"num_frames": 1}, training={"steps": 2}, sample={"num_frames": 1})
+    from engine.run import import_without_bitsandbytes, run_job  # torch, which the other tests do without
+
+    import_without_bitsandbytes()
+    # as the trainer's process does, without another start of it
+    assert run_job(work / "job.toml", None, resume=False, workers=0, device="cpu") == 0
     told = [event for event, _ in read_events(work / "runs" / NAME / "events.jsonl")]
     assert [e.seq for e in told] == list(range(1, len(told) + 1)) and told[-1].kind == "done"
     assert all((work / "runs" / NAME / file).is_file() for file in told[-1].data["files"])
@@ -583,7 +590,8 @@ def test_a_read_only_disk(work: Path, command: str):
     before = contents(work)
     said = mounted("--bind -o ro", Path(f"{work}/runs {work}/runs"), command, "job.toml", cwd=work)
     assert_no_noise(said)
-    assert "read-only file system" in (said.stdout + said.stderr).lower() and "--out" in said.stdout + said.stderr
+    words = " ".join((said.stdout + said.stderr).lower().split())  # lines end elsewhere where the path is longer
+    assert "read-only file system" in words and "--out" in words
     assert contents(work) == before
 
 

@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import psutil
@@ -21,9 +21,11 @@ from presets.job.fields import FIELDS
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.events import Event, read_events
 from presets.runs.run_view import RunView, apply_event
+from presets.text import rate_text
 from tests.conftest import processes_under
+from tests.helpers.holding import held, pid_of
 from tests.helpers.interface.harness import wanlora
-from tests.helpers.jobs import write_job
+from tests.helpers.jobs import write_image_job
 from tests.helpers.terminal import Terminal
 from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import until
@@ -37,8 +39,12 @@ def events(run: Path) -> list[Event]:
     return [event for event, _ in read_events(file)] if file.exists() else []
 
 
+def of_kind(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [e.data for e in events(run) if e.kind == kind]
+
+
 def steps(run: Path) -> list[int]:
-    return [e.data["step"] for e in events(run) if e.kind == "step"]
+    return [data["step"] for data in of_kind(run, "step")]
 
 
 def folded(told: list[Event]) -> RunView:
@@ -68,36 +74,6 @@ def jobs(cwd: Path) -> dict[str, dict]:
     said = wanlora("jobs", "--json", cwd=cwd)
     assert said.returncode == 0, said.stderr
     return {r["name"]: r for r in json.loads(said.stdout)}
-
-
-def pid_of(job: str) -> int:
-    """0 before its trainer was launched. Asked without a command, whose start may take as long as the trainer's."""
-
-    async def go() -> int:
-        async with Client() as client:
-            return next((record.pid for record in await client.jobs() if record.name == job), 0)
-
-    return asyncio.run(go())
-
-
-@contextmanager
-def held(launcher: int, since: Callable[[], object]) -> Iterator[None]:
-    """The trainer stands still meanwhile, from the look that first sees what it is held for."""
-    held_back: list[psutil.Process] = []
-
-    def hold() -> bool:
-        if since():
-            held_back.extend(psutil.Process(launcher).children(recursive=True))
-            for process in held_back:
-                process.suspend()
-        return bool(held_back)
-
-    try:
-        until(hold, "what the trainer is held for")
-        yield
-    finally:
-        for process in held_back:
-            process.resume()
 
 
 def libraries(launcher: int) -> str:
@@ -276,13 +252,18 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
     assert watched("square_v1", work) == events(run) and snapshot("square_v1") == file
 
 
-# --- the daemon dies, a job stops and goes on, another waits
-# ------------------------------------------------------------
+# --- the daemon dies, a job is changed, saved, sampled, stopped and goes on, another waits
+# ------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, tiny: Path, tmp_path: Path):
+@pytest.mark.parametrize("back", [True, pytest.param(False, marks=pytest.mark.thorough)])  # engine and daemon apart
+def test_a_daemon_killed_jobs_queued_changed_stopped_and_resumed_with_the_real_trainer(
+    home: Path, tiny: Path, tmp_path: Path, back: bool
+):
+    """`back`: to the checkpoint that was asked for; else to that of the stop."""
     long, short = (tmp_path / name / "runs" / name for name in ("long", "short"))
-    job_file = write_job(tmp_path / "long", tiny, prompts=0, clips=2, save={"every": 50_000}, steps=100_000)
+    quiet = {"every": 0, "first": False}
+    job_file = write_image_job(tmp_path / "long", tiny, clips=2, save={"every": 50_000}, sample=quiet, steps=100_000)
     save_job(with_value(load_job(job_file), "job.name", "long"), job_file)
     chosen = [
         f"--set={setting}"
@@ -314,47 +295,61 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(h
     for name in ("long", "short"):
         said = wanlora("submit", f"{name}/job.toml", cwd=tmp_path)
         assert said.returncode == 0 and said.stdout == f"{name}\n", said.stderr
-    until(lambda: len(steps(long)) >= 3, "the first steps")
-    before = jobs(tmp_path)
-    assert (before["long"]["state"], before["short"]["state"], before["short"]["position"]) == ("running", "queued", 1)
-
-    os.kill(ping().pid, signal.SIGKILL)
-    at = len(steps(long))
-    until(lambda: len(steps(long)) >= at + 3, "steps without a daemon")
-    assert wanlora("jobs", cwd=tmp_path).returncode == 1
-    assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
-    after = jobs(tmp_path)
-    assert (after["long"]["state"], after["long"]["pid"], after["long"]["attempt"]) == (
-        "running",
-        before["long"]["pid"],
-        1,
-    )
-    assert (after["short"]["state"], after["short"]["position"]) == ("queued", 1)
-
-    assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
+    launcher = until(lambda: pid_of("long"), "the trainer's start")
+    with held(launcher, since=lambda: len(steps(long)) >= 3):
+        before = jobs(tmp_path)
+        assert [before[name]["state"] for name in ("long", "short")] == ["running", "queued"]
+        assert (before["long"]["pid"], before["short"]["position"]) == (launcher, 1)
+        for asked in (["set", "long", "training.lr=5e-6", "save.keep=9"], ["save", "long"], ["sample", "long"]):
+            assert wanlora(*asked, cwd=tmp_path).returncode == 0
+        os.kill(ping().pid, signal.SIGKILL)
+        at = len(steps(long))
+    with held(launcher, since=lambda: of_kind(long, "sample") and len(steps(long)) >= at + 3):  # without a daemon
+        assert [(c["field"], c["new"]) for c in of_kind(long, "changed")] == [("training.lr", 5e-6), ("save.keep", 9)]
+        [saved], [preview] = of_kind(long, "checkpoint"), of_kind(long, "sample")
+        assert (long / preview["path"]).exists() and preview["step"] >= saved["step"]
+        assert wanlora("jobs", cwd=tmp_path).returncode == 1
+        assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
+        after = jobs(tmp_path)
+        assert (after["long"]["state"], after["long"]["pid"], after["long"]["attempt"]) == ("running", launcher, 1)
+        assert (after["short"]["state"], after["short"]["position"]) == ("queued", 1)
+        assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
     assert wanlora("watch", "long", cwd=tmp_path).returncode == 75
     stopped = events(long)[-1]
     assert stopped.kind == "stopped" and jobs(tmp_path)["long"]["state"] == "stopped"
     assert steps(long) == list(range(1, stopped.data["step"] + 1))
-    assert wanlora("resume", "long", cwd=tmp_path).returncode == 0
+    there = json.loads(wanlora("checkpoints", "long", "--json", cwd=tmp_path).stdout)
+    assert [c["step"] for c in there] == [saved["step"], stopped.data["step"]] and there[0]["size"] > 0
+
+    from_step = saved["step"] if back else stopped.data["step"]
+    said = wanlora("resume", "long", *(["--from", str(from_step)] if back else []), cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert (f"It goes back to step {from_step}; what came after is set aside in" in said.stderr) == back
     assert wanlora("watch", "short", "--plain", cwd=tmp_path).returncode == 0
-    until(lambda: len(steps(long)) >= stopped.data["step"] + 3, "steps after the resume")
+    until(lambda: [e for e in events(long) if e.kind == "step" and e.attempt == 2][2:], "three steps more")
     assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
-    assert wanlora("watch", "long", "--plain", cwd=tmp_path).returncode == 75
+    watching = wanlora("watch", "long", "--plain", cwd=tmp_path)
+    assert watching.returncode == 75, watching.stdout + watching.stderr
 
     told, other = events(long), events(short)
     second = [e for e in told if e.attempt == 2]
     assert [e.seq for e in told] == list(range(1, len(told) + 1)) and told[second[0].seq - 2] == stopped
-    assert next(e for e in second if e.kind == "started").data["resumed_from"] == stopped.data["step"]
-    assert steps(long) == list(range(1, told[-1].data["step"] + 1)), "a step was lost or made twice"
+    assert next(e for e in second if e.kind == "started").data["resumed_from"] == from_step
+    again = [e.data["step"] for e in second if e.kind == "step"]
+    assert again == list(range(from_step + 1, told[-1].data["step"] + 1)), "a step was lost or made twice"
+    set_at = of_kind(long, "changed")[0]["step"]
+    rates = {d["lr"] for d in of_kind(long, "step") if d["step"] > set_at}
+    assert rates == {5e-6}, "it was set before the checkpoint, so it holds"
+    assert f"changed training.lr from {rate_text(1e-3)} to 5e-6 after step {set_at}" in watching.stdout
+    place = f"checkpoints/step_{stopped.data['step']:09d}"
+    assert bool(list((long / "abandoned").glob(f"*/{place}"))) == back
     assert stopped.time <= other[0].time and other[-1].time <= second[0].time, "two jobs trained on one GPU at once"
     assert_whole(short)
     for name, run in (("long", long), ("short", short)):
         assert watched(name, tmp_path) == events(run) and snapshot(name) == folded(events(run))
-    findings = [e.data for e in told if e.kind == "finding"]
-    assert len(findings) == 2 * len(snapshot("long").findings) > 0, (
-        "both attempts tell their findings; each is listed once"
-    )
+    findings = [json.dumps(d, sort_keys=True) for d in of_kind(long, "finding") if "step" not in d]
+    listed = [d for d in snapshot("long").findings if "step" not in d]
+    assert len(findings) > len(listed) == len(set(findings)), "both attempts tell theirs; each is listed once"
     assert wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
     until(lambda: not processes_under(home), "the end of the daemon and its trainers")
 
@@ -367,6 +362,9 @@ def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared:
     folder = tmp_path / "demo"
     shutil.copytree(prepared, folder)
     assert len(list((folder / "clips").glob("*.mp4"))) == len(list((folder / "clips").glob("*.txt"))) == 12
+    job = load_job(folder / "job.toml")  # a user's edits are kept; most of the work is the VAE's
+    job.sample.prompts, job.datasets[0].num_frames = job.sample.prompts[:1], 5
+    save_job(job, folder / "job.toml")
     assert wanlora("check", "job.toml", cwd=folder).returncode == 0
     drawn = {
         p: p.stat().st_mtime_ns

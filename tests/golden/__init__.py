@@ -25,7 +25,7 @@ from tests.helpers.videos import numbered, write_clip
 
 FOLDER = Path(__file__).parent
 STEPS, SHORT = 100, 20
-FIRST = {"toy": 8}  # steps of a curve that the tests replay, where they are not SHORT
+FIRST = {"toy": 6, "dop": 8, "regularization": 8}  # steps of a curve that `make test` replays, where they are not SHORT
 TOLERANCE = 2e-3  # relative
 CURVES: dict[str, dict[str, Any]] = {  # changed fields
     "plain": {},

@@ -19,7 +19,7 @@ from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
 
-MANY = 400
+MANY = 100
 THREADS = 8  # of a scan, at most
 
 

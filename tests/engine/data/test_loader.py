@@ -61,8 +61,8 @@ def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> Batch
 @pytest.mark.parametrize(
     ("panel", "frames"),
     [
-        ({}, {1, 9}),
-        ({"sampling": "head", "windows": 2}, {1, 9}),
+        pytest.param({}, {1, 9}, marks=pytest.mark.thorough),
+        pytest.param({"sampling": "head", "windows": 2}, {1, 9}, marks=pytest.mark.thorough),
         ({"sampling": "realtime", "windows": 2, "num_frames": 21, "short_clips": "shorten"}, {1, 13, 17, 21}),
     ],
 )

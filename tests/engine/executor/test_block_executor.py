@@ -1,6 +1,7 @@
 """Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
 
 from functools import cache, partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -120,8 +121,17 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("plan", [SAME_OPERATIONS[1], SAME_OPERATIONS[2], SAME_OPERATIONS[6]], ids=str)
-@pytest.mark.parametrize("choice", CHOICES)
+WITH_CHOICES = [SAME_OPERATIONS[1], SAME_OPERATIONS[2], SAME_OPERATIONS[6]]
+
+
+@pytest.mark.parametrize(
+    ("choice", "plan"),
+    [  # each choice with one of the plans in turn; the others are for make thorough
+        pytest.param(choice, plan, marks=[] if i % len(WITH_CHOICES) == j else [pytest.mark.thorough])
+        for (i, choice), (j, plan) in product(enumerate(CHOICES), enumerate(WITH_CHOICES))
+    ],
+    ids=str,
+)
 def test_chosen_layers_learn_as_in_peft_to_the_bit(choice, plan):
     chosen = lora_layers(job(target={"rank": 4, "alpha": 2.0, **CHOICES[choice]}), "high_noise", BLOCKS)
     model = small_expert(BLOCKS)

@@ -34,7 +34,8 @@ def made(chosen=None, precision="none"):
     return packed(model, "high_noise", parameters, scaling=0.5, precision=precision), parameters
 
 
-@pytest.fixture(params=["all layers", "chosen layers"])
+# What trains all layers is shown in each precision too.
+@pytest.fixture(params=["chosen layers", pytest.param("all layers", marks=pytest.mark.thorough)])
 def expert(request):
     if request.param == "all layers":
         return made()
@@ -107,7 +108,7 @@ def test_recorded_blocks_give_the_bits_of_launched_ones(expert, plan):
 # float8 and int8 multiply in 8 bits, the others dequantize
 @pytest.mark.parametrize(
     "precision",
-    ["float8", "int8", "qint8", *(pytest.param(p, marks=pytest.mark.thorough) for p in ("qfloat8", "qint4"))],
+    ["none", "float8", "int8", "qint8", *(pytest.param(p, marks=pytest.mark.thorough) for p in ("qfloat8", "qint4"))],
 )
 def test_recorded_blocks_give_the_bits_of_launched_ones_in_each_precision(precision):
     weights, parameters = made(precision=precision)

@@ -3,12 +3,16 @@
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
 from engine.executor.executor_resources import _compiled
 from engine.wan.frozen_linear import frozen_linear, pack_float8
 
-pytestmark = pytest.mark.process  # it compiles C++
+pytestmark = pytest.mark.process  # for its length
+# What is kept is the traced graph. Without C++ for its operations it is made in a tenth of the time; a torch that does
+# not know the setting compiles C++.
+WITHOUT_CPP = {"disable_cpp_codegen": True} if hasattr(inductor, "disable_cpp_codegen") else {}
 
 
 def test_a_later_start_traces_no_autograd_function_anew():
@@ -17,7 +21,7 @@ def test_a_later_start_traces_no_autograd_function_anew():
     def product(x: torch.Tensor) -> torch.Tensor:
         return frozen_linear(x, packed, bias, "qfloat8")
 
-    with fresh_cache():
+    with fresh_cache(), inductor.patch(WITHOUT_CPP):
         for start in ("autograd_cache_miss", "autograd_cache_hit"):
             torch._dynamo.reset()
             counters.clear()

@@ -29,7 +29,7 @@ of_queries = {
 torch.save((results, of_queries), sys.argv[2])
 """
 SHAPES = {  # batch, queries, keys, heads, width
-    "whole tiles": (1, 256, 256, 2, 32),
+    "whole tiles": (1, 128, 256, 1, 32),
     "edges and a batch": (2, 100, 75, 3, 16),
     "fewer queries": (1, 33, 150, 1, 64),
     "one query": (1, 1, 300, 2, 16),

@@ -143,7 +143,8 @@ def test_several_ranks_make_what_one_makes(runs: Runs, kind: str, ranks: int):
         ("both", "sigterm:noise:2", "sigterm:noise:4@1", {4, 5, 6}),
         # It has two, and ends after the first: what the other has learnt meanwhile is let go.
         pytest.param("both", "", "sigterm:noise:1@0", {1}, marks=pytest.mark.thorough),
-        ("one", "sigterm:noise:2", "sigterm:noise:3@1", {2}),
+        # Two share clips and go on by one, and back, below.
+        pytest.param("one", "sigterm:noise:2", "sigterm:noise:3@1", {2}, marks=pytest.mark.thorough),
     ],
 )
 def test_a_run_goes_on_with_another_number_of_ranks_and_back(
@@ -227,11 +228,21 @@ def test_a_rank_that_hangs_while_the_others_wait_for_its_gradients_is_named_and_
     assert runs.differences("one", job) == []
 
 
-def test_a_job_that_names_two_gpus_is_launched_as_the_daemon_does_and_refused_by_one_process(runs: Runs):
-    job = runs.new("one", "launched")
+def for_two_gpus(runs: Runs, name: str) -> Path:
+    job = runs.new("one", name)
     save_job(with_value(load_job(job), "job.gpus", [0, 1]), job, fresh=True)
-    alone = runs.start(job, 1)
+    return job
+
+
+def test_a_job_that_names_two_gpus_is_refused_by_one_process(runs: Runs):
+    alone = runs.start(for_two_gpus(runs, "alone"), 1)
     assert ends(alone) == [FAILED] and "the job names 2 GPUs, and 1 process was started" in alone[0].said()
+
+
+# test_end_to_end has torchrun launch one; the daemon's test_start_trainer knows its options for two.
+@pytest.mark.thorough
+def test_a_job_that_names_two_gpus_is_launched_as_the_daemon_does(runs: Runs):
+    job = for_two_gpus(runs, "launched")
     said = subprocess.run(
         [*for_gpus(torchrun(), 2), str(job)],
         cwd=ROOT,
@@ -353,8 +364,9 @@ def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
     [
         pytest.param("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed", marks=pytest.mark.thorough),
         ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
-        ("raise:vae.encode:3@1", FAILED, "rank 1: InjectedFault"),  # and here for the clip of the step after
-        ("raise:preview.pass:4@1", FAILED, "rank 1 of 2: InjectedFault"),
+        # and here for the clip of the step after
+        pytest.param("raise:vae.encode:3@1", FAILED, "rank 1: InjectedFault", marks=pytest.mark.thorough),
+        pytest.param("raise:preview.pass:4@1", FAILED, "rank 1 of 2: InjectedFault", marks=pytest.mark.thorough),
     ],
 )
 def test_a_rank_that_dies_ends_the_other_of_its_clip(runs: Runs, fault: str, code: int, cause: str):

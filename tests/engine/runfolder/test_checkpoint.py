@@ -20,6 +20,7 @@ from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, TargetPa
 from presets.job.toml_file import load_job, save_job
 from presets.planner.sizes import ExpertShape, disk_need
 from tests.helpers.jobs import of_kind, write_image_job
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import until
 
 
@@ -170,7 +171,7 @@ def test_state_file_is_plain_json_and_no_pickle(tmp_path):
     assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
 
 
-@pytest.mark.parametrize("average", [False, True])
+@pytest.mark.parametrize("average", [True, *thorough(False)])
 def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(tiny, tmp_path, average):
     """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision
     are set anew, which the first pair's job did not know."""

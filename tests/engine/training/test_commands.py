@@ -283,6 +283,7 @@ def test_previews_that_were_ordered_and_cut_short_by_a_stop_are_made_by_the_next
     assert [d["step"] for d in of_kind(run, "sample")] == [1, 3] and not list((run / "control").iterdir())
 
 
+@pytest.mark.thorough  # test_faults has kills behind an order
 def test_an_order_that_a_kill_left_behind_is_not_obeyed_again_at_an_earlier_step(tiny, tmp_path, at_step, monkeypatch):
     """The kill comes when the change is told, and its file still lies there."""
     job = write_image_job(tmp_path, tiny, prompts=0, steps=5, save={"every": 2})

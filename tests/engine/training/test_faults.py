@@ -208,6 +208,11 @@ FURTHER = {
         for at in (
             "data.decode:1",
             "noise:5",
+            "optimizer.after-step:4",
+            "save.after-lora:4",
+            "lora-file.before-rename:4",
+            "checkpoint.before-event:4",
+            "final.begin:6",
             "optimizer.before-step:4",
             "ema:6",
             "event.before-write:3",
@@ -226,6 +231,10 @@ FURTHER = {
     "stopped at the edge of an epoch",
     "stopped mid-save",
     "stopped mid-validation",
+    "stopped mid-sample",  # as test_trainer's
+    "three steps without numbers",  # as test_commands's
+    "no room for an event",  # as test_commands's
+    "torn sheets",
     "stopped by who asks twice, the second time mid-save",
     "no room for a LoRA file",
     "no room, then killed while it waits",

@@ -7,13 +7,17 @@ from tests.golden import CURVES, FIRST, SHORT, STEPS, TOLERANCE, committed, curv
 FURTHER = ("guidance", "ema", "bpp")  # each has its formula's own tests
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.thorough] if name in FURTHER else []) for name in CURVES]
-)
-def test_a_curve_goes_as_it_went(name, tiny, tmp_path):
+CASES = [
+    *(pytest.param(name, SHORT, marks=pytest.mark.thorough) for name in (*FURTHER, "dop", "regularization")),
+    *((name, FIRST.get(name, SHORT)) for name in CURVES if name not in FURTHER),
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), CASES)
+def test_a_curve_goes_as_it_went(name, steps, tiny, tmp_path):
     golden = committed(name)
     assert all(len(losses) == STEPS for losses in golden["losses"].values())
-    off = deviation(curve(name, FIRST.get(name, SHORT), tmp_path, tiny), golden)
+    off = deviation(curve(name, steps, tmp_path, tiny), golden)
     assert off <= TOLERANCE, (
         f"{name} is {off:.2g} off: a change of what is learnt. If it is meant, run `make golden` and commit the"
         " difference"

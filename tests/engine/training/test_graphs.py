@@ -84,6 +84,7 @@ GRAPHED = msgspec.structs.replace(PLAN, graphed=ROWS)
 train = partial(run_job, out=None, workers=0, device="cpu")
 
 
+@pytest.mark.thorough  # test_block_graphs has the bits of an expert
 def test_a_run_whose_blocks_are_graphs_gives_the_bits_of_launched_ones(job, recorders, tmp_path):
     """Also where it fails and is resumed, and memory then runs out while a block is recorded."""
     launched, graphs = (tmp_path / name / "runs" / "t" for name in ("launched", "graphs"))

@@ -70,6 +70,7 @@ def test_layers_move_at_their_part_of_the_rate(done):
         assert 1e-3 < moved["0"] < 3e-3 and 1e-4 < moved["1"] < 3e-4
 
 
+@pytest.mark.thorough  # as those of all layers in test_faults
 def test_stopped_and_resumed_it_is_the_same_run(tiny, tmp_path, done):
     job = write(tmp_path, tiny, steps=3)
     assert run(job) == 0

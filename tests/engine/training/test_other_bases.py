@@ -25,6 +25,7 @@ from tests.helpers.comfy_files import (
     write_vae,
 )
 from tests.helpers.jobs import of_kind, write_image_job
+from tests.helpers.tiers import thorough
 
 pytestmark = pytest.mark.process  # it trains
 
@@ -71,7 +72,8 @@ def plain(bases, tmp_path_factory) -> list[float]:
     return losses(tmp_path_factory.mktemp("plain"), bases["diffusers"], bases["diffusers"])
 
 
-@pytest.mark.parametrize("layout", WITHIN)
+# test_other_layouts has the files of all of them
+@pytest.mark.parametrize("layout", [*thorough("comfy"), *(layout for layout in WITHIN if layout != "comfy")])
 def test_the_same_losses(bases, plain, tmp_path, layout):
     ours = losses(tmp_path, bases[layout], bases["diffusers"])
     assert len(ours) == len(plain) == 4

@@ -75,6 +75,7 @@ def test_the_same_operations_end_in_the_same_bits(resident, plan):
     assert all(torch.equal(a, b) for a, b in zip(ours, resident, strict=True))
 
 
+@pytest.mark.thorough  # test_block_executor has chunks
 def test_chunks_end_in_the_same_lora(resident):
     ours, started = train(Plan(compiled=False, chunk=2)), train(Plan(compiled=False, **RESIDENT), steps=0)
     for a, b, start in zip(ours, resident, started, strict=True):

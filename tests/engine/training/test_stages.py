@@ -85,6 +85,7 @@ def test_each_lora_moves_by_its_own_rate(shared):
     assert 1e-5 < moved["high_noise"] < 3e-5 and 1e-3 < moved["low_noise"] < 4e-3
 
 
+@pytest.mark.thorough  # test_faults stops one within a turn, and whose turn it is depends on the step alone
 def test_a_run_stopped_within_a_turn_goes_on_within_it(tiny, tmp_path, shared):
     job = write(tmp_path, tiny, {**SHARED, "training.steps": 3})  # after the first step of low noise's first turn
     assert run(job) == 0

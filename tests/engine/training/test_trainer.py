@@ -25,6 +25,7 @@ from presets.job.schema import Job
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.run_view import RunView, apply_event
 from tests.helpers.jobs import events, of_kind, write_job
+from tests.helpers.tiers import thorough
 from tests.helpers.training.attempts import Attempt, Trainers
 from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import until
@@ -133,7 +134,7 @@ def wait_for_step(run: Path, step: int, attempt: Attempt) -> None:
     assert attempt.code is None, attempt.said()
 
 
-LONG = {"steps": 14, "gradient_accumulation": 2}
+LONG = {"steps": 14, "gradient_accumulation": 2, "dataset": {"num_frames": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +277,8 @@ def test_with_last_frames_and_masks_a_run_taken_up_again_is_the_uninterrupted_on
     assert not step_losses(bare).items() <= step_losses(straight).items()
 
 
-@pytest.mark.parametrize("field", ["dop", "ema", "differential_guidance", "unload_text_encoder"])
+# test_faults trains with averages, and the last is loaded below
+@pytest.mark.parametrize("field", ["dop", "differential_guidance", *thorough("ema", "unload_text_encoder")])
 def test_switches_of_the_guide_train(tiny, tmp_path, field):
     sample = {"every": 0, "first": False, "steps": 1, "num_frames": 1}
     job = write_job(tmp_path, tiny, prompts=1, steps=2, trigger="frung", sample=sample, dataset={"num_frames": 1})

@@ -135,6 +135,7 @@ def test_a_folder_of_its_own_leaves_every_clip_to_training(tiny, tmp_path):
     assert_same_bits(measured, train(write(tmp_path / "b", tiny, clips=2)))
 
 
+@pytest.mark.thorough  # test_faults compares measurements too
 def test_resumed_it_is_the_same_run(tiny, tmp_path, held):
     job = write(
         tmp_path,

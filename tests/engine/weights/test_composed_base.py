@@ -208,9 +208,10 @@ def test_a_repository_of_gguf_files(hub, tiny, tmp_path):
 
 @pytest.mark.parametrize(("gone", "sources_then"), [
     ("vae", {"vae": VAE_REPO, "text_encoder": COMPLETE_REPO, "tokenizer": COMPLETE_REPO}),
-    ("text_encoder", {"vae": COMPLETE_REPO, "text_encoder": ENCODER_REPO, "tokenizer": ENCODER_REPO}),
+    pytest.param("text_encoder", {"vae": COMPLETE_REPO, "text_encoder": ENCODER_REPO, "tokenizer": ENCODER_REPO},
+        marks=pytest.mark.thorough),
     ("tokenizer", {"vae": COMPLETE_REPO, "text_encoder": COMPLETE_REPO, "tokenizer": ENCODER_REPO}),
-    ("scheduler", {"vae": COMPLETE_REPO}),
+    pytest.param("scheduler", {"vae": COMPLETE_REPO}, marks=pytest.mark.thorough),
     ("model_index.json", {"vae": COMPLETE_REPO}),
 ])  # fmt: skip
 def test_a_part_gone_from_a_repository_comes_from_the_known_place(hub, repos, tmp_path, gone, sources_then):

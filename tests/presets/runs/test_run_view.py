@@ -13,6 +13,7 @@ from presets.runs.event_data import quick_lines
 from presets.runs.events import Event
 from presets.runs.run_view import LOG_TAIL, RunView, apply_all, apply_event, apply_lines
 from presets.runs.time_left import ToCome
+from tests.helpers.tiers import thorough
 
 _STEP = {"lr": 1e-4, "grad_norm": 0.5, "timestep": 900.0, "vram_gib": 1.0, "ram_gib": 2.0, "clips": ["a"]}
 
@@ -452,7 +453,7 @@ def small_bounds(monkeypatch) -> None:
         monkeypatch.setattr(owner, f"MOST_{name}", most)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", [*range(5), *thorough(*range(5, 20))])
 def test_at_every_cut_a_snapshot_and_the_rest_are_the_whole_also_beyond_the_bounds(seed: int, monkeypatch):
     small_bounds(monkeypatch)
     rng = random.Random(seed)
