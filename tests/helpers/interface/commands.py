@@ -106,6 +106,9 @@ class Command:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
 
 class Server:
     """The process that forks, and our end of its socket."""
