@@ -159,7 +159,7 @@ async def test_pane(pane: str, sizes: Sizes, picture: Picture, folder: Path, noi
 
 
 @pytest.mark.parametrize(
-    ("drawn", "sizes"), [*at_sizes(("zoomed",), whole=()), pytest.param("overlaid", SMALL, id="overlaid")]
+    ("drawn", "sizes"), [pytest.param("zoomed", SIZES, id="zoomed"), pytest.param("overlaid", SMALL, id="overlaid")]
 )
 async def test_plot(drawn: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy).run_test(size=SIZES[0]) as pilot:
