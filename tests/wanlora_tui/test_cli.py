@@ -295,7 +295,7 @@ def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
         assert f"wanlora --dir {folder} watch" in said.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", *thorough("latin-1", "utf-8")])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_signs_that_an_encoding_lacks_stop_no_command(folder: Path, tmp_path: Path, encoding: str):
     async def submit() -> None:
         async with Client(folder) as client:
