@@ -16,6 +16,8 @@ from daemon.wire.blocking import ping
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from tests.helpers import ROOT
+from tests.helpers.interface.commands import Command
+from tests.helpers.interface.forked_daemon import start_daemon
 from tests.helpers.waiting import PATIENCE
 from tests.helpers.waiting import until as until_blocking
 from tests.helpers.waiting import until_async as until
@@ -28,21 +30,22 @@ class Box:
 
     def __init__(self, dir: Path) -> None:
         self.dir = dir
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Command | subprocess.Popen[bytes] | None = None
         self.trainer: list[str] = []
-        self.program = ["-m", "daemon"]
+        self.program: list[str] = []  # another one than the daemon
 
     def start(self, *trainer_options: str, command: list[str] | None = None) -> int:
         """Start the daemon with the fake trainer, and wait for its answer. Gives its pid."""
         if trainer_options or command or not self.trainer:
             self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
         with (self.dir / "daemon.out").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.program, "--dir", str(self.dir), "--trainer", *self.trainer],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            arguments = ["--dir", str(self.dir), "--trainer", *self.trainer]
+            if self.program:
+                self.process = subprocess.Popen(
+                    [sys.executable, *self.program, *arguments], stdout=log, stderr=log, start_new_session=True
+                )
+            else:
+                self.process = start_daemon(arguments, cwd=Path.cwd(), environment=os.environ, out=log.fileno())
         return until_blocking(self._pid, "the daemon's answer")
 
     def _pid(self) -> int | None:

@@ -70,7 +70,7 @@ async def test_it_starts_says_so_and_obeys_until_there_is_room_again(box: Box):
         assert (await client.queue()).troubles == []
         await client.submit(box.job("three"))
         box.kill9()
-        box.program = ["-m", "daemon"]
+        box.program = []
         box.start()
         assert [(j.name, j.state) for j in await client.jobs()] == [
             ("one", "stopped"),

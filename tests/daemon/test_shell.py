@@ -155,10 +155,10 @@ async def test_a_daemon_with_the_token_of_its_own_lends_it_after_a_restart(box: 
 @pytest.mark.parametrize(
     ("daemon", "shell", "gpus", "expected"),
     [
-        (None, None, [1], "1"),
         ("2,3", "5,GPU-9f,MIG-1-2", [1], "GPU-9f"),
         ("2,3", None, [0, 1], "2,3"),
-        ("-1", None, [0], ""),
+        pytest.param(None, None, [1], "1", marks=pytest.mark.thorough),
+        pytest.param("-1", None, [0], "", marks=pytest.mark.thorough),
         pytest.param("2,3", None, [1], "3", marks=pytest.mark.thorough),
         pytest.param(None, "MIG-1-2,MIG-3-4", [1], "MIG-3-4", marks=pytest.mark.thorough),
         pytest.param("2", "", [0], "", marks=pytest.mark.thorough),

@@ -98,7 +98,7 @@ async def test_one_that_never_comes_is_refused_in_time_and_the_daemon_can_end(bo
         await others_are_served(box, "quick")
         box.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(box.process.wait, PATIENCE) == 0
-        box.program = ["-m", "daemon"]
+        box.program = []
         await asyncio.to_thread(box.start)
         assert (await submitting).name == "slow"  # the next daemon was asked again, and nothing had happened yet
         assert [j.name for j in await client.jobs()] == ["quick", "slow"]

@@ -19,6 +19,7 @@ from daemon.wire.find import find
 from daemon.wire.protocol import Beat, Welcome
 from tests.daemon.conftest import until
 from tests.helpers import ROOT
+from tests.helpers.interface.forked_daemon import start_daemon
 from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
 
@@ -45,9 +46,7 @@ class Users:
         self.look_from_here()
         self.log = home / f"{state}.out"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "daemon"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-            )
+            self.process = start_daemon([], cwd=ROOT, environment=os.environ, out=log.fileno())
 
     def look_from_here(self) -> None:
         for name, value in self._variables.items():

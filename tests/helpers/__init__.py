@@ -4,6 +4,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 NO_GPUS = ROOT / "tests/helpers/no_gpus"  # put first into PYTHONPATH: a machine without GPUs, whatever it has
+NO_TORCH = ROOT / "tests/helpers/no_torch"  # put first there: torch is not installed
 # A trainer compiles nothing on a CPU. Where bitsandbytes is installed, torch loads its compiler all the same, for what
 # that decorates as it is imported, unless it is told so: more than a second of each trainer's start.
 UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}

@@ -12,9 +12,9 @@ LONGEST = 1.0  # and at most: a look takes long also in a process that gets no C
 
 
 def between_looks(began: float) -> float:
-    """Seconds to wait after a look that began then. Looking takes a fifth of the time at most: what is waited for may
+    """Seconds to wait after a look that began then. Looking takes a tenth of the time at most: what is waited for may
     need this very core."""
-    return min(max(LOOK, 4 * (time.monotonic() - began)), LONGEST)
+    return min(max(LOOK, 9 * (time.monotonic() - began)), LONGEST)
 
 
 def until(condition: Callable[[], Any], what: str = "") -> Any:

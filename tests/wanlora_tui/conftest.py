@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import textual.app
 import textual.pilot
+from textual._compositor import Compositor, visible_screen_stack
 from textual.css.model import RuleSet
 from textual.css.stylesheet import Stylesheet
+from textual.geometry import Size
 from textual.message_pump import MessagePump
 from textual.notifications import Notification, Notifications
+from textual.screen import Screen
+from textual.strip import Strip
 
 from tests.helpers.interface.wizard_pilot import NOTIFIED
 from tests.helpers.waiting import LOOK, PATIENCE
@@ -99,3 +103,32 @@ def lasting_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Notification, "time_left", property(lambda self: self.timeout * PATIENCE))
     monkeypatch.setattr(Notifications, "add", add_and_keep)
     monkeypatch.setattr(textual.pilot.Pilot, "press", press_on)
+
+
+@pytest.fixture
+def drawn_when_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An app without a terminal throws away all that it draws, which takes a third of a test's time. Here it draws
+    nothing between two looks, and a look (at the text of the screen, for a picture) draws all of it. For tests that
+    look; those of drawing itself do without."""
+    render_update, render_strips = Compositor.render_update, Compositor.render_strips
+
+    def look(compositor: Compositor, size: Size | None = None) -> list[Strip]:
+        screen: Any = compositor.root
+        if screen.is_current:  # over those that lie below
+            visible_screen_stack.set(screen.app._background_screens)
+        return render_strips(compositor, size)
+
+    def nothing(
+        compositor: Compositor,
+        full: bool = False,
+        screen_stack: list[Screen[Any]] | None = None,
+        simplify: bool = False,
+    ) -> Any:
+        if full:  # a picture
+            return render_update(compositor, full, screen_stack, simplify)
+        visible_screen_stack.set(screen_stack or [])
+        compositor._dirty_regions.clear()
+        return None
+
+    monkeypatch.setattr(Compositor, "render_strips", look)
+    monkeypatch.setattr(Compositor, "render_update", nothing)

@@ -33,6 +33,8 @@ from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog
 from wanlora_tui.widgets.folder_picker import PathInput
 
+pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
+
 
 @pytest.fixture
 def folder() -> Iterator[Path]:

@@ -59,7 +59,7 @@ from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.themes import ReadableThemes
 from wanlora_tui.transfer.pictures import HerePictures
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 # --- what is printed ------------------------------------------------------------------------------------------
@@ -248,8 +248,16 @@ VIEWS: list[Callable[[], RunView]] = [hostile_view, every_field]
 
 
 @pytest.mark.parametrize("size", [(80, 24), *thorough((160, 48))], ids=["80x24", "160x48"])
-@pytest.mark.parametrize("view", VIEWS, ids=["events", "every field"])
-@pytest.mark.parametrize("state", ["failed", "running", *thorough("done")])
+@pytest.mark.parametrize(
+    ("state", "view"),
+    [
+        pytest.param("running", hostile_view, id="running-events"),
+        pytest.param("failed", every_field, id="failed-every field"),
+        pytest.param("running", every_field, id="running-every field", marks=pytest.mark.thorough),
+        pytest.param("failed", hostile_view, id="failed-events", marks=pytest.mark.thorough),
+        *(pytest.param("done", view, id=f"done-{view.__name__}", marks=pytest.mark.thorough) for view in VIEWS),
+    ],
+)
 async def test_the_dashboard(state: str, view: Callable[[], RunView], size: tuple[int, int], tmp_path: Path):
     made = view()
     if state == "running":

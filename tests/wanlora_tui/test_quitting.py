@@ -186,7 +186,7 @@ def test_leaving_ends_the_search_for_cuts(home: Path, many: Path, counted: Count
     ("arguments", "word"),
     [
         (("new", "--kind", "motion", "--clips", "clips", "--out", "new.toml"), "clip"),
-        (("check", "job.toml"), "clip"),
+        pytest.param(("check", "job.toml"), "clip", marks=pytest.mark.thorough),
         (("check", "job.toml"), "cuts"),
     ],
 )

@@ -13,7 +13,7 @@ from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.themes import readable
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 DISABLED_KEYS = 1.3  # the footer's keys that do nothing now, dimmed by Textual; everything else is far above
 PLOT = 2.0

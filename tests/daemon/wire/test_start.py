@@ -10,13 +10,14 @@ from psutil import Process
 
 from daemon.errors import DaemonError
 from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.find import find
 from daemon.wire.paths import daemon_paths, make_private
 from daemon.wire.start import ensure_running
 from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import until
 from tests.helpers import NO_GPUS
-from tests.helpers.interface.harness import running_daemon, wanlora
+from tests.helpers.interface.harness import running_daemon, wanlora, write_job
 from tests.helpers.waiting import PATIENCE
 
 
@@ -82,7 +83,7 @@ async def test_a_log_that_cannot_be_opened_is_told_by_the_daemon_and_by_one_that
     assert not (where.state / "elsewhere").exists()
 
 
-def test_a_daemon_of_a_test_knows_of_no_gpu(short_dir):
+async def test_a_daemon_of_a_test_knows_of_no_gpu(short_dir):
     """However it is started: tests must not depend on the GPUs of their machine, or on who uses them."""
     ensure_running(short_dir)
     by_client = Process(ping(short_dir).pid).environ()
@@ -90,7 +91,13 @@ def test_a_daemon_of_a_test_knows_of_no_gpu(short_dir):
     assert wanlora("daemon", "start", "--dir", short_dir).returncode == 0
     by_command = Process(ping(short_dir).pid).environ()
     stop_daemon(short_dir)
-    with running_daemon(short_dir):
-        by_itself = Process(ping(short_dir).pid).environ()
+    with running_daemon(short_dir):  # its trainers have its environment
+        async with Client(short_dir) as client:
+            job = (await client.submit(write_job(short_dir, pace_ms=1000))).id
+
+            async def trainer() -> int | None:
+                return (await client.show(job)).pid
+
+            by_itself = Process(await until(trainer, "the trainer")).environ()
     for found in (by_client, by_command, by_itself):
         assert found["PYTHONPATH"].split(os.pathsep)[0] == str(NO_GPUS)

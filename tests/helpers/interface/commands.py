@@ -25,14 +25,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import NO_GPUS, ROOT, leaks
+from tests.helpers import NO_GPUS, NO_TORCH, ROOT, leaks
 
 MAIN = "wanlora_tui.cli:main"
 READ_BY_PYTHON = ("PYTHON", "LANG", "LC_", "LD_", "MALLOC_", "GLIBC_", "OMP_", "OPENBLAS_", "MKL_")
 READ_LATER = {"PYTHONPATH", "PYTHON_COLORS"}  # the first is told apart, the second read by what is about to print
 _ENVIRONMENT = dict(os.environ)  # of no test: one's own may be gone when the next one runs
 # that PYTHONPATH may name: they change no module that the server has imported
-PATHS = {str(ROOT), str(NO_GPUS), *_ENVIRONMENT.get("PYTHONPATH", "").split(os.pathsep)}
+PATHS = {str(ROOT), str(NO_GPUS), str(NO_TORCH), *_ENVIRONMENT.get("PYTHONPATH", "").split(os.pathsep)}
 
 
 class ServerDied(AssertionError):
@@ -105,6 +105,9 @@ class Command:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
 
 class Server:

@@ -19,6 +19,7 @@ from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.toml_file import save_job
 from tests.helpers import NO_GPUS, ROOT, UNCOMPILED
 from tests.helpers.interface.commands import run
+from tests.helpers.interface.forked_daemon import start_daemon
 from tests.helpers.waiting import LOOK, PATIENCE, until
 
 TRAINER = [sys.executable, "-m", "tests.helpers.interface.trainer"]
@@ -68,12 +69,8 @@ def running_daemon(folder: Path) -> Iterator[Path]:
     """A daemon of its own in `folder`, with the test trainer; ended together with its trainers."""
     folder.mkdir(exist_ok=True)
     with (folder / "daemon.out").open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "daemon", "--dir", str(folder), "--trainer", *TRAINER],
-            cwd=ROOT,
-            env=environment(),
-            stdout=out,
-            stderr=out,
+        process = start_daemon(
+            ["--dir", str(folder), "--trainer", *TRAINER], cwd=ROOT, environment=environment(), out=out.fileno()
         )
     try:
         until(lambda: answers(folder) or process.poll() is not None, "the daemon's answer")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from textual.app import App, SystemCommand
 from textual.command import CommandList
 from textual.pilot import Pilot
@@ -14,6 +15,8 @@ from wanlora_tui.actions import all_actions
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.wizard.dialogs import Ask
+
+pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
 
 
 class Offers(OwnActions):

@@ -20,6 +20,7 @@ from daemon.wire.blocking import ping
 from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
+from tests.helpers import NO_TORCH
 from tests.helpers.interface.harness import environment, until, wanlora
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.commands import daemon_status
@@ -41,6 +42,11 @@ def elsewhere(home: Path) -> dict[str, str]:
     (home / "other-run").mkdir(mode=0o700)
     (home / "other-tmp").mkdir(mode=0o700)
     return environment(XDG_RUNTIME_DIR=str(home / "other-run"), TMPDIR=str(home / "other-tmp"))
+
+
+def without_torch(env: dict[str, str]) -> dict[str, str]:
+    """For doctor, of which a test wants to know something else."""
+    return env | {"PYTHONPATH": os.pathsep.join([str(NO_TORCH), env["PYTHONPATH"]])}
 
 
 def has_ended(pid: int) -> bool:
@@ -121,7 +127,7 @@ def test_another_shell_finds_the_daemon(home: Path, started: int, elsewhere: dic
     assert status(elsewhere)["pid"] == started and status(elsewhere)["runtime_dir"] == f"{home}/run/wanlora"
     again = wanlora("daemon", "start", env=elsewhere)
     assert again.returncode == 0 and f"runs already, in {'~/run/wanlora'}" in again.stderr
-    assert f"answers (pid {started})" in wanlora("doctor", env=elsewhere).stdout
+    assert f"answers (pid {started})" in wanlora("doctor", env=without_torch(elsewhere)).stdout
     gone = wanlora("daemon", "stop", env=elsewhere)
     assert gone.returncode == 0 and f"The daemon (pid {started}) has ended" in gone.stderr
     assert has_ended(started)
@@ -158,8 +164,9 @@ def test_a_stopped_daemon_is_hung_and_not_none(home: Path, started: int):
         and "stopped by a signal" in told["problem"]
     )
     commands = (["daemon", "status"], ["daemon", "start"], ["jobs"], ["doctor"])
+    env = without_torch(environment())
     with ThreadPoolExecutor(len(commands)) as at_once:  # each waits for its answer
-        answers = list(at_once.map(lambda command: wanlora(*command), commands))
+        answers = list(at_once.map(lambda command: wanlora(*command, env=env), commands))
     for command, said in zip(commands, answers, strict=True):
         words = said.stdout + said.stderr
         assert said.returncode == 1 and f"(pid {started})" in words and "stopped by a signal" in words, command
@@ -214,8 +221,9 @@ def planted(home: Path) -> Iterator[Path]:
 
 @root_only
 def test_another_users_folder_is_told_nothing_and_takes_nothing_away(home: Path, planted: Path):
+    env = without_torch(environment())
     for command in (["jobs"], ["daemon", "status"], ["doctor"], ["daemon", "stop"]):
-        said = wanlora(*command)
+        said = wanlora(*command, env=env)
         assert f"{home}/run/wanlora belongs to" in said.stdout + said.stderr, said
     assert wanlora("jobs").returncode == 1 and "wanlora daemon start" in wanlora("jobs").stderr
     assert wanlora("daemon", "start").returncode == 0

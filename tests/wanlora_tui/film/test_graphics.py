@@ -13,6 +13,7 @@ from tests.helpers import ROOT
 from tests.helpers.interface.films import HEIGHT, WIDTH, filmed
 from tests.helpers.interface.graphics import GraphicsTerminal
 from tests.helpers.interface.harness import environment
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import until
 from tests.wanlora_tui.film.test_terminal import PROGRAM
 
@@ -81,7 +82,7 @@ def test_what_is_seen_is_the_poster(terminal: GraphicsTerminal, events: Path):
 
 @pytest.mark.parametrize(
     "terminal",
-    [("kitty", {"TERM": "tmux-256color", "TMUX": "/tmp/none,1,0"}), ("neither", {})],
+    [("kitty", {"TERM": "tmux-256color", "TMUX": "/tmp/none,1,0"}), *thorough(("neither", {}))],
     indirect=True,
     ids=["tmux", "neither"],
 )

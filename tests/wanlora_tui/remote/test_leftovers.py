@@ -67,7 +67,7 @@ def test_a_signal_leaves_no_process(there: OtherMachine, state: Path, number: si
             other.terminate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, *thorough(signal.SIGHUP)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, *thorough(signal.SIGTERM, signal.SIGHUP)])
 def test_nor_while_another_line_is_dialled(there: OtherMachine, state: Path, number: signal.Signals):
     process, _ = user(there, state)
     with process:

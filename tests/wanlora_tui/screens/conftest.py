@@ -1,17 +1,18 @@
 """How pictures of the screens are taken: SVG files that `make snapshots` draws anew after a wanted change, so that
 their diff shows what it changed.
 
-All that a picture shows is fixed here: clock, time zone, home, folders. Each state of a screen is walked to once, and
-then the terminal is resized for each of its pictures.
+All that a picture shows is fixed here: clock, time zone, home, folders. A state of a screen is walked to, and then
+the terminal is resized for its pictures. `make test` draws each state at 80x24, and one of each screen at all sizes.
 """
 
 import fcntl
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from pytest_textual_snapshot import SVGImageExtension
 from syrupy.assertion import SnapshotAssertion
 from textual.pilot import Pilot
@@ -23,10 +24,21 @@ from wanlora_tui.film.sheet_view import SheetView
 from wanlora_tui.widgets import redraw_throttle
 
 SIZES = ((80, 24), (100, 30), (160, 48))
-SMALL = SIZES[:1]
+SMALL, LARGER = SIZES[:1], SIZES[1:]
 NOW = 1_790_007_200.0  # two hours after the runs that tests write began
 Sizes = tuple[tuple[int, int], ...]
 Picture = Callable[..., Awaitable[None]]
+
+
+def at_sizes(states: Iterable[str], whole: Collection[str], larger: Sizes = LARGER) -> list[ParameterSet]:
+    """Each state with sizes: those of `whole` with all, the others with 80x24, and with the larger ones as a case of
+    `make thorough` alone."""
+    cases = []
+    for state in states:
+        cases.append(pytest.param(state, SMALL + larger if state in whole else SMALL, id=state))
+        if state not in whole:
+            cases.append(pytest.param(state, larger, id=f"{state}-larger", marks=pytest.mark.thorough))
+    return cases
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.meters import Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 SIZES = [(80, 24), pytest.param((100, 30), marks=pytest.mark.thorough), (160, 48)]  # all three: the pictures
 

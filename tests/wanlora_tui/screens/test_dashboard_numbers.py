@@ -20,7 +20,7 @@ from wanlora_tui.screenshot import RecordedApp, load_run
 from wanlora_tui.widgets.machine_health import MachineHealth
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 GIB = 2**30
 CARD = GpuHealth(

@@ -22,6 +22,7 @@ from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.widgets.key_order import KeysInOrder
 
+pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
 HELP_OF = {action.id: action.help for action in all_actions()}
 OWN = set(HELP_OF) - {"app.help"}
 

@@ -24,7 +24,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.widgets.redraw_throttle import Changed
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 SETTINGS = {
     "training.lr": 1e-4,

@@ -11,7 +11,7 @@ from tests.wanlora_tui.screens.test_dashboard import app_over, outside, settle, 
 from wanlora_tui.feeds.status_lights import Light
 from wanlora_tui.screens.log import LogScreen, LogText
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 def a_run() -> Tape:

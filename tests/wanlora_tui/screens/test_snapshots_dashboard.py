@@ -22,7 +22,8 @@ from presets.runs.time_left import PlannedTime
 from tests.helpers import recorded_run
 from tests.helpers.interface.films import filmed
 from tests.helpers.interface.wizard_pilot import screen_text, until
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture
+from tests.helpers.tiers import thorough
+from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.film.pane import FilmPane
 from wanlora_tui.screens.change import ChangeScreen
@@ -34,7 +35,7 @@ from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.screens.log import LogScreen
 from wanlora_tui.screenshot import RecordedApp, record_of
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 GIB = 2**30
 CARD = GpuHealth(
     gpu="0", busy=97, memory_used=22 * GIB, memory_total=24 * GIB, temperature=71, power=431.0, power_limit=450.0,
@@ -42,7 +43,6 @@ CARD = GpuHealth(
 )  # fmt: skip
 MACHINE = RunMachine(gpus=[CARD], memory=61 * GIB, memory_total=128 * GIB, disk_free=212 * GIB, disk_used=10 * GIB)
 FULL_DISK = "the disk is full: 1.2 GiB are needed, 0.3 GiB are free; trying again every 15 s"
-NARROW = SIZES[:2]  # where one pane is shown at a time
 
 
 @pytest.fixture(scope="module")
@@ -133,39 +133,46 @@ async def dashboard(pilot: Pilot[None]) -> DashboardScreen:
     return shown
 
 
-async def test_queued(picture: Picture) -> None:
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(("queued",), whole=()))
+async def test_waiting(state: str, sizes: Sizes, picture: Picture) -> None:
     async with waiting_app().run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
-        await picture(pilot)
+        await picture(pilot, sizes)
 
 
-@pytest.mark.parametrize("state", STATES)
-async def test_run(state: str, picture: Picture, folder: Path, noisy: Path) -> None:
+OTHER_STATES = [pytest.param(state, SMALL, id=state) for state in STATES if state not in ("running", "failed")]
+
+
+@pytest.mark.parametrize(("state", "sizes"), [*at_sizes(("running", "failed"), whole=("running",)), *OTHER_STATES])
+async def test_run(state: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy, state).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
-        await picture(pilot, SIZES if state in ("running", "failed") else SMALL)
+        await picture(pilot, sizes)
 
 
-@pytest.mark.parametrize("pane", ["preview", "log", "files"])
-async def test_pane(pane: str, picture: Picture, folder: Path, noisy: Path) -> None:
+# one pane is shown at a time at two sizes
+@pytest.mark.parametrize(("pane", "sizes"), at_sizes(("preview", "log", "files"), whole=(), larger=SIZES[1:2]))
+async def test_pane(pane: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy, "done").run_test(size=SIZES[0]) as pilot:
         (await dashboard(pilot)).action_pane(pane)
-        await picture(pilot, NARROW)
+        await picture(pilot, sizes)
 
 
-@pytest.mark.parametrize("drawn", ["zoomed", "overlaid"])
-async def test_plot(drawn: str, picture: Picture, folder: Path, noisy: Path) -> None:
+@pytest.mark.parametrize(
+    ("drawn", "sizes"), [pytest.param("zoomed", SIZES, id="zoomed"), pytest.param("overlaid", SMALL, id="overlaid")]
+)
+async def test_plot(drawn: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
         if drawn == "zoomed":
             await pilot.press("left", "left", "plus", "plus", "less_than_sign", *["left"] * 12, "g")
-            await picture(pilot)
+            await picture(pilot, sizes)
             return
         other = folder / "runs" / "orbit_v1"
         filmed(other, steps=(0,), until=900)
         await pilot.press("A")
         await until(pilot, lambda: "Or a run folder" in screen_text(pilot.app), "the question")
-        await picture(pilot, SMALL)
+        await picture(pilot, sizes)
         await pilot.press(*"runs", "slash", *"orbit", "underscore", *"v1", "enter")
         await until(pilot, lambda: "orbit_v1" in screen_text(pilot.app), "the other run")
         await picture(pilot, SIZES[1:2])
@@ -217,35 +224,36 @@ async def key_help(pilot: Pilot[None]) -> None:
 
 
 Act = Callable[[Pilot[None]], Awaitable[None]]
-OVER: dict[str, tuple[Act, tuple[tuple[int, int], ...]]] = {
-    "log": (log, SIZES),
-    "log_searched": (searched, SIZES),
-    "log_of_trainer": (trainers_output, SIZES),
-    "change": (change, SIZES),
-    "checkpoints": (checkpoints, SIZES),
-    "help": (key_help, SIZES),
+OVER: dict[str, Act] = {
+    "log": log,
+    "log_searched": searched,
+    "log_of_trainer": trainers_output,
+    "change": change,
+    "checkpoints": checkpoints,
+    "help": key_help,
 }
 
 
-@pytest.mark.parametrize("screen", OVER)
-async def test_over_it(screen: str, picture: Picture, folder: Path, noisy: Path) -> None:
-    act, sizes = OVER[screen]
+@pytest.mark.parametrize(("screen", "sizes"), at_sizes(OVER, whole=("log",)))
+async def test_over_it(screen: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
-        await act(pilot)
+        await OVER[screen](pilot)
         await picture(pilot, sizes)
 
 
 FILMS = {"c": CompareScreen, "t": ContactSheet, "z": PictureScreen}
+KEYS = {"dashboard": "", "log": "L", "compare": "c", "sheet": "t", "picture": "z"}
 
 
-@pytest.mark.parametrize("key", FILMS, ids=["compare", "sheet", "picture"])
-async def test_films(key: str, picture: Picture, folder: Path) -> None:
+@pytest.mark.parametrize(("screen", "sizes"), at_sizes(("compare", "sheet", "picture"), whole=("compare",)))
+async def test_films(screen: str, sizes: Sizes, picture: Picture, folder: Path) -> None:
+    key = KEYS[screen]
     async with film_app(folder).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
         await pilot.press("p", key)
         await until(pilot, lambda: isinstance(pilot.app.screen, FILMS[key]), "the screen")
-        await picture(pilot, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))
+        await picture(pilot, sizes, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))
 
 
 def as_many_as_there_is_room_for(screen: Screen[object]) -> bool:
@@ -254,10 +262,7 @@ def as_many_as_there_is_room_for(screen: Screen[object]) -> bool:
     return type(screen) is not CompareScreen or sum(p.display and p.size.width > 0 for p in panes) == screen._count
 
 
-KEYS = {"dashboard": "", "log": "L", "compare": "c", "sheet": "t", "picture": "z"}
-
-
-@pytest.mark.parametrize("screen", KEYS)
+@pytest.mark.parametrize("screen", ["dashboard", "log", "compare", *thorough("sheet", "picture")])
 async def test_without_colour(
     screen: str, picture: Picture, folder: Path, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

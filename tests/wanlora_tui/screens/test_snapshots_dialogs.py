@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.interface.dialogs import all_dialogs, one_of_each
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture
+from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
 from tests.wanlora_tui.screens.test_dialog_help import Asking
 from wanlora_tui.screens.jobs.dialogs import AskEnded
 
@@ -14,13 +14,13 @@ ELSEWHERE = {"JobFileScreen", "ChangeScreen", "CheckpointsScreen", "Ask", "StepF
 NAMES = sorted({kind.__name__ for kind in all_dialogs()} - ELSEWHERE)
 
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_dialog(name: str, picture: Picture, folder: Path) -> None:
+@pytest.mark.parametrize(("name", "sizes"), at_sizes(NAMES, whole=("CaptionDialog", "PathPicker")))
+async def test_dialog(name: str, sizes: Sizes, picture: Picture, folder: Path) -> None:
     (folder / "clips").mkdir()
     make = next(make for kind, make in one_of_each(folder).items() if kind.__name__ == name)
     app = Asking()
     async with app.run_test(size=SIZES[0]) as pilot:
-        for size in SIZES:  # opened at each size, as their users do
+        for size in sizes:  # opened at each size, as their users do
             await pilot.resize_terminal(*size)
             await app.push_screen(make())
             await picture(pilot, (size,))

@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.runs import Tape, usual
 from tests.helpers.interface.wizard_pilot import make_base, make_clips, screen_text, until
-from tests.wanlora_tui.screens.conftest import NOW, SIZES, SMALL, Picture
+from tests.wanlora_tui.screens.conftest import NOW, SIZES, SMALL, Picture, Sizes, at_sizes
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.screens.confirm import Confirm
@@ -146,14 +146,16 @@ STATES: dict[str, tuple[Callable[[], JobsApp], Act]] = {
 DIALOGS = ("resume", "help")  # opened at each size: what lies below is not laid out anew while they are there
 
 
-@pytest.mark.parametrize("state", STATES)
-async def test_jobs(state: str, picture: Picture) -> None:
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("every_state",)))
+async def test_jobs(state: str, sizes: Sizes, picture: Picture) -> None:
     make, act = STATES[state]
     async with make().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        for size in SIZES:
+        if state not in DIALOGS:
+            await act(pilot)
+        for size in sizes:
             await pilot.resize_terminal(*size)
-            if size == SIZES[0] or state in DIALOGS:
+            if state in DIALOGS:
                 await act(pilot)
             await picture(pilot, (size,))
             if state in DIALOGS:
@@ -167,18 +169,21 @@ async def test_jobs_without_colour(picture: Picture, monkeypatch: pytest.MonkeyP
         await picture(pilot, SMALL)
 
 
-async def test_job_file_is_chosen(picture: Picture, folder: Path) -> None:
+@pytest.mark.parametrize(("screen", "sizes"), at_sizes(("files",), whole=()))
+async def test_choice(screen: str, sizes: Sizes, picture: Picture, folder: Path) -> None:
     for name in ("orbit_v1.toml", "castle.toml", "more/neon.toml"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
         await pilot.press("S")
-        await picture(pilot)
+        await picture(pilot, sizes)
 
 
-@pytest.mark.parametrize("broken", [False, True], ids=["checked", "broken"])
-async def test_job_file(broken: bool, picture: Picture, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(("checked", "broken"), whole=("checked",)))
+async def test_job_file(
+    state: str, sizes: Sizes, picture: Picture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clips = make_clips(folder / "orbit")
     for copy in ("clip_01.mp4", "clip_02.mp4"):  # two encodings may be the same bytes or not
         shutil.copy(clips / "clip_00.mp4", clips / copy)
@@ -188,11 +193,11 @@ async def test_job_file(broken: bool, picture: Picture, folder: Path, monkeypatc
     job = Job(job=JobPanel(name="orbit_v1"), model=ModelPanel(path="base"), datasets=[DatasetPanel(path="orbit")])
     file = folder / "orbit_v1.toml"
     save_job(job, file)
-    if broken:
+    if state == "broken":
         file.write_text(file.read_text() + "\n[training]\nlearning = 1e-4\n")
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        for size in SIZES:
+        for size in sizes:
             await pilot.resize_terminal(*size)
             await pilot.app.push_screen(JobFileScreen(file))
             await picture(pilot, (size,), ready=lambda: "… looking at" not in screen_text(pilot.app))

@@ -26,8 +26,9 @@ from tests.helpers.interface.wizard_pilot import (
     screen_text,
     until,
 )
+from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture
+from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
 from wanlora_tui.draft import forecast
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.wizard import reading
@@ -35,7 +36,7 @@ from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.widgets.clip_table import ClipTable
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 PROMPT = PromptPanel(prompt="orbit 360 around the castle", ctrl_img="control/castle.png")
 WRONG: dict[str, Any] = {"training.lr": 5.0, "datasets[0].num_frames": 40}
 
@@ -136,33 +137,33 @@ async def step_help(pilot: Pilot[None]) -> None:
 
 
 Act = Callable[[Pilot[None]], Awaitable[None]]
-STATES: dict[str, tuple[str, Act, tuple[tuple[int, int], ...], dict[str, Any]]] = {
-    "kind": ("kind", nothing, SIZES, {}),
-    "clips": ("clips", nothing, SIZES, {}),
-    "clip": ("clips", clip, SIZES, {}),
-    "captions": ("captions", nothing, SIZES, {}),
-    "settings": ("settings", nothing, SIZES, {}),
-    "settings_field": ("settings", rate, SIZES, {}),
-    "prompts": ("prompts", nothing, SIZES, {}),
-    "review": ("review", nothing, SIZES, {}),
-    "review_errors": ("review", nothing, SIZES, WRONG),
-    "findings": ("settings", findings, SIZES, WRONG),
-    "help": ("settings", step_help, SIZES, {}),
-    "leave": ("prompts", leave, SIZES, {}),
-    "palette": ("settings", palette, SIZES, {}),
+STATES: dict[str, tuple[str, Act, dict[str, Any]]] = {
+    "kind": ("kind", nothing, {}),
+    "clips": ("clips", nothing, {}),
+    "clip": ("clips", clip, {}),
+    "captions": ("captions", nothing, {}),
+    "settings": ("settings", nothing, {}),
+    "settings_field": ("settings", rate, {}),
+    "prompts": ("prompts", nothing, {}),
+    "review": ("review", nothing, {}),
+    "review_errors": ("review", nothing, WRONG),
+    "findings": ("settings", findings, WRONG),
+    "help": ("settings", step_help, {}),
+    "leave": ("prompts", leave, {}),
+    "palette": ("settings", palette, {}),
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-async def test_wizard(state: str, picture: Picture, left_at: Callable[..., WizardApp]) -> None:
-    step, act, sizes, values = STATES[state]
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("clips", "settings", "review")))
+async def test_wizard(state: str, sizes: Sizes, picture: Picture, left_at: Callable[..., WizardApp]) -> None:
+    step, act, values = STATES[state]
     async with left_at(step, values).run_test(size=SIZES[0]) as pilot:
         await begin(pilot, step)
         await act(pilot)
         await picture(pilot, sizes, ready=(lambda: is_known(pilot)) if act in (nothing, rate) else lambda: True)
 
 
-@pytest.mark.parametrize("step", ["kind", "clips", "captions", "settings", "prompts", "review"])
+@pytest.mark.parametrize("step", ["clips", "settings", "review", *thorough("kind", "captions", "prompts")])
 async def test_without_colour(
     step: str, picture: Picture, left_at: Callable[..., WizardApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:

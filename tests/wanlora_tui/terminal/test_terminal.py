@@ -56,7 +56,7 @@ def record_of(folder: Path, job: JobRecord) -> JobRecord:
 
 
 @pytest.mark.parametrize(
-    "env", [{}, *thorough({"NO_COLOR": "1"}), {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}]
+    "env", [*thorough({}, {"NO_COLOR": "1"}), {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}]
 )
 def test_attach_draws_and_q_says_how_to_come_back(
     folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]

@@ -14,7 +14,7 @@ from wanlora_tui.widgets import field_input
 from wanlora_tui.widgets.field_input import Choice, FieldInput, FieldText, range_text, value_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 class Form(App[None]):

@@ -29,6 +29,8 @@ from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialo
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.clip_table import CaptionTable, ClipTable
 
+pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
+
 
 async def at_clips(pilot: Any, folder: Path) -> ClipTable:
     await pilot.press("enter")

@@ -30,7 +30,7 @@ from wanlora_tui.draft.draft_store import DraftStore
 from wanlora_tui.screens.wizard import reading
 from wanlora_tui.widgets.field_input import FieldInput
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.wanlora_tui.screens.wizard.test_mending import at_clips, on_top
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 async def test_the_keys_of_the_clips_work_while_the_buttons_below_have_the_focus(tmp_path):

@@ -31,6 +31,7 @@ from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screens.wizard.submitting import SubmittingScreen
 
+pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
 NAME = "orbit_v1"
 
 

@@ -17,7 +17,7 @@ from tests.helpers.videos import write_clip
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed, work
 from wanlora_tui.commands import doctor_machine
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 EXPERTS_REPO = ModelPanel().path
 FILES = {

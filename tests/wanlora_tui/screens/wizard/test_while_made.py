@@ -32,7 +32,7 @@ from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.field_input import FieldInput
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ from wanlora_tui.widgets.clip_table import ClipTable
 from wanlora_tui.widgets.field_input import FieldInput, FieldText, field_id
 from wanlora_tui.widgets.folder_picker import PathInput, PathPicker
 
-pytestmark = pytest.mark.process  # takes seconds
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
 
 @pytest.fixture
@@ -274,7 +274,7 @@ async def test_captions_show_as_they_will_be_read(work: Path) -> None:
 
 
 @pytest.mark.process  # for its length
-@pytest.mark.parametrize("panels", [PANELS[::4], *thorough(PANELS)], ids=["some panels", "all panels"])
+@pytest.mark.parametrize("panels", [PANELS[::6], *thorough(PANELS)], ids=["some panels", "all panels"])
 async def test_every_field_is_reached_by_keyboard(work: Path, panels: tuple[str, ...]) -> None:
     reached: set[str] = set()
     async with wizard(a_draft(work, "settings")) as pilot:

@@ -22,7 +22,7 @@ from wanlora_tui.draft.job_draft import PANELS
 from wanlora_tui.draft.steps import NAMES, STEPS
 from wanlora_tui.widgets.field_input import FieldInput
 
-pytestmark = pytest.mark.process  # for its length
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # for its length
 
 SIZES = [(80, 24), (100, 30), (160, 48)]
 OPENED_AT = [SIZES[0], *(pytest.param(size, marks=pytest.mark.thorough) for size in SIZES[1:])]
