@@ -21,6 +21,7 @@ from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
 from engine.system import fault_injection
 from engine.system.durable_files import make_folder
+from engine.system.quick_imports import import_diffusers, uncollected
 from engine.system.wake_card import wake_card
 from presets.atomic_file import fsync
 from presets.errors import UserError
@@ -182,18 +183,11 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
         use_gpus(begin.job, facts)
         wake_card()
 
-    import torch  # only now: a job that is refused is refused in a second
-
-    import_without_bitsandbytes()
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # our own phases show the progress
-    from diffusers.utils import logging as diffusers_logging
+    _import_all()
+    import torch
 
     from engine.memory.out_of_memory import open_device_with_room
     from engine.system.device import memory_errors, require_gpu
-
-    diffusers_logging.disable_progress_bar()
 
     control.open()
     try:
@@ -275,7 +269,9 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         if limits.device is None:
             use_gpus(job, own)
             wake_card()
-        import_without_bitsandbytes()
+        with uncollected():
+            import_diffusers()
+            import engine.follow  # noqa: F401
         from engine.follow import follow
         from engine.memory.out_of_memory import open_device_with_room
 
@@ -316,17 +312,19 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def import_without_bitsandbytes() -> None:
-    """Import diffusers as where bitsandbytes is not installed. It would import it for layers that no base has here, and
-    that loads torch's compiler for functions of its own: a fifth of what all imports take. The optimizer that is
-    bitsandbytes' imports it by itself."""
-    if "bitsandbytes" in sys.modules:
-        return
-    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
-    try:
-        import diffusers.models.modeling_utils  # noqa: F401  (it remembers what it has found)
-    finally:
-        del sys.modules["bitsandbytes"]
+def _import_all() -> None:
+    """What training takes of Python's packages. Only now: a job that is refused is refused in a second."""
+    with uncollected():
+        import torch  # noqa: F401
+
+        import_diffusers()
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        import engine.training.trainer  # noqa: F401
+
+    transformers_logging.disable_progress_bar()  # our own phases show the progress
+    diffusers_logging.disable_progress_bar()
 
 
 def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) -> Facts:

@@ -11,7 +11,6 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import torch
-from transformers.optimization import Adafactor
 
 from engine.adapters.lora import LoraParameters
 from presets.errors import UserError
@@ -70,6 +69,8 @@ def _built(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optim
         case "adafactor":
             # torch's own multiplies the rate by the size of each tensor, and a LoRA's B begins at 0: it would hardly
             # move.
+            from transformers.optimization import Adafactor  # transformers' trainer comes with it, and peft
+
             adafactor: torch.optim.Optimizer = Adafactor(
                 parameters, lr=lr, weight_decay=decay, scale_parameter=False, relative_step=False
             )

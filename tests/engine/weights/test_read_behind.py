@@ -172,6 +172,7 @@ def test_what_cannot_be_locked_lies_in_plain_memory_with_one_warning(cache, wide
         raise HostMemoryRefused("the system would not lock it", locking=True)
 
     monkeypatch.setattr(weight_cache, "lock", refused)
+    monkeypatch.setattr(pinned_memory, "free_ram", lambda: 2**40)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     read = behind(cache, wide, pinned=True)

@@ -113,6 +113,7 @@ def test_blocks_are_locked_once_they_are_read(cache, wide, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(pinned_memory, "_forget_refusal", lambda: None)
+    monkeypatch.setattr(pinned_memory, "free_ram", lambda: 2**40)
     second = cache.load(wide, pinned=True)
     assert cache.texts == {"reading the weight cache"} and same(first, second)
     assert locked == {buffer.data_ptr(): buffer.numpy().tobytes() for buffer in second.buffers}

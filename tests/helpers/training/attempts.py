@@ -167,9 +167,9 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    from engine.run import import_without_bitsandbytes
+    from engine.system.quick_imports import import_diffusers
 
-    import_without_bitsandbytes()  # as the trainer itself
+    import_diffusers()  # as the trainer itself
     import numpy.ma  # noqa: F401
     import tomlkit  # noqa: F401
     from PIL import Image
