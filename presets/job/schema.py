@@ -52,8 +52,9 @@ class MergePanel(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, about("Name or path",
-        "Wan 2.2 I2V A14B: Hub id; folder as diffusers or Wan's own repository has it, or of ComfyUI's (also GGUF) "
-        "files, its whole models folder too; or one expert's file, the other beside it. The two experts are enough.",
+        "The base, Wan 2.2 I2V A14B: Hub id; folder as diffusers or Wan's own repository has it, or of ComfyUI's (also "
+        "GGUF) files, its whole models folder too; or one expert's file, the other beside it. The two experts are "
+        "enough.",
         min_length=1)] = "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"
     vae: Annotated[str, about("VAE",
         "Hub id, folder or file (.safetensors, .pth) of the Wan 2.1 VAE. Empty: beside the experts, else "
