@@ -205,10 +205,10 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
         "trigger-only training.")] = False
     cache_text_embeddings: Annotated[bool, about("Cache text embeddings",
         "Encode every caption once. Only for captions that never change: not with DOP, best with dropout 0.")] = False
-    dop: Annotated[bool, about("Differential output preservation",
-        "A second loss that keeps the base model's answer to each caption with the class word for the trigger (the "
-        "class word alone where the caption has no trigger). On regularization clips too. About doubles the work; "
-        "helps style and character LoRAs.")] = False
+    dop: Annotated[bool, about("Output preservation (DOP)",
+        "Differential output preservation: a second loss that keeps the base model's answer to each caption with the "
+        "class word for the trigger (the class word alone where the caption has no trigger). On regularization clips "
+        "too. About doubles the work; helps style and character LoRAs.")] = False
     dop_multiplier: Annotated[float, about("DOP multiplier", "Weight of the preservation loss.", ge=0, le=100)] = 1.0
     blank_prompt_preservation: Annotated[bool, about("Blank prompt preservation",
         "A second loss that keeps the base model's answer to the empty prompt, but on clips whose caption was dropped"

@@ -97,6 +97,7 @@ class SettingsPane(StepPane):
     SettingsPane #form .field-label { width: 24; }
     SettingsPane #form Static.fact { height: auto; }
     SettingsPane.-roomy .field-note.-usual { min-width: 24; }
+    SettingsPane.-roomy #form .field-label { width: 27; }
     """
 
     def __init__(self, state: WizardState, *, field: str = "") -> None:
