@@ -52,8 +52,9 @@ class MergePanel(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, about("Name or path",
-        "Wan 2.2 I2V A14B: Hub id; folder as diffusers or Wan's own repository has it, or of ComfyUI's (also GGUF) "
-        "files, its whole models folder too; or one expert's file, the other beside it. The two experts are enough.",
+        "The base, Wan 2.2 I2V A14B: Hub id; folder as diffusers or Wan's own repository has it, or of ComfyUI's (also "
+        "GGUF) files, its whole models folder too; or one expert's file, the other beside it. The two experts are "
+        "enough.",
         min_length=1)] = "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"
     vae: Annotated[str, about("VAE",
         "Hub id, folder or file (.safetensors, .pth) of the Wan 2.1 VAE. Empty: beside the experts, else "
@@ -204,10 +205,10 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
         "trigger-only training.")] = False
     cache_text_embeddings: Annotated[bool, about("Cache text embeddings",
         "Encode every caption once. Only for captions that never change: not with DOP, best with dropout 0.")] = False
-    dop: Annotated[bool, about("Differential output preservation",
-        "A second loss that keeps the base model's answer to each caption with the class word for the trigger (the "
-        "class word alone where the caption has no trigger). On regularization clips too. About doubles the work; "
-        "helps style and character LoRAs.")] = False
+    dop: Annotated[bool, about("Output preservation (DOP)",
+        "Differential output preservation: a second loss that keeps the base model's answer to each caption with the "
+        "class word for the trigger (the class word alone where the caption has no trigger). On regularization clips "
+        "too. About doubles the work; helps style and character LoRAs.")] = False
     dop_multiplier: Annotated[float, about("DOP multiplier", "Weight of the preservation loss.", ge=0, le=100)] = 1.0
     blank_prompt_preservation: Annotated[bool, about("Blank prompt preservation",
         "A second loss that keeps the base model's answer to the empty prompt, but on clips whose caption was dropped"

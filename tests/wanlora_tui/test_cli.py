@@ -295,6 +295,13 @@ def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
         assert f"wanlora --dir {folder} watch" in said.stderr
 
 
+def test_without_a_terminal_attach_says_that_there_is_no_such_job(folder: Path):
+    said = wanlora("attach", "nosuch", "--dir", folder)
+    assert said.returncode == 1 and said.stderr.startswith("wanlora: nosuch: no such job."), said
+    assert "needs a terminal" in wanlora("attach", "nosuch", "--dir", folder / "none").stderr
+    assert not (folder / "none").exists(), "no daemon is started for it"
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_signs_that_an_encoding_lacks_stop_no_command(folder: Path, tmp_path: Path, encoding: str):
     async def submit() -> None:

@@ -4,11 +4,12 @@ import gc
 import os
 import sys
 from argparse import Namespace
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from daemon.errors import NotRunning
 from daemon.wire.client import Client
 from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import JobRecord
@@ -58,7 +59,11 @@ def wizard(args: Namespace) -> int:
 
 def attach(args: Namespace) -> int:
     """The dashboard of one job; leaving it does not stop the job."""
-    need_terminal(to_type("watch", args.job or ""))
+    try:
+        need_terminal(to_type("watch", args.job or ""))
+    except UserError:
+        _require_known(args)
+        raise
     with ExitStack() as stack:
         folder: Path | None = args.dir
         there: Connection | None = None
@@ -76,6 +81,14 @@ def attach(args: Namespace) -> int:
             ask(folder, lambda daemon: daemon.snapshot(args.job))[0] if args.job else pick_job(ask(folder, Client.jobs))
         )
         return run_app(folder, state_folder=args.dir, job=record, host=args.host, there=there, rate=args.rate)
+
+
+def _require_known(args: Namespace) -> None:
+    """Raises UserError where the daemon that runs here knows no such job: who is sent to another command would be told
+    so there."""
+    if args.job and not args.host:
+        with suppress(NotRunning):
+            ask(args.dir, lambda daemon: daemon.snapshot(args.job))
 
 
 def run_app(

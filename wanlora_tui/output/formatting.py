@@ -14,6 +14,7 @@ from presets.text import setting_text as setting_text
 if TYPE_CHECKING:
     from daemon.wire.protocol import JobRecord
     from presets.runs.checkpoints import StoredCheckpoint
+    from presets.runs.run_view import RunView
 
 DOT = " · "  # between the parts of a line
 STATE_GLYPHS = {
@@ -41,6 +42,11 @@ def waits_for(record: "JobRecord") -> str:
         left = max(0.0, record.restart_at - time.time())  # the daemon's clock may be another: it is for people only
         return f"restarts in {duration(left)} ({record.restarts} of {record.most_restarts})"
     return "waits" if record.waiting else ""
+
+
+def device_text(record: "JobRecord", view: "RunView | None") -> str:
+    """What a job trains on: `GPU 0,1`; `CPU` once its trainer has found no GPU."""
+    return "CPU" if view is not None and view.device == "CPU" else f"GPU {','.join(map(str, record.gpus)) or '-'}"
 
 
 def ending(name: str, state: str, outcome: str) -> str:

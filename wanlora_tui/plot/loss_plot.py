@@ -27,7 +27,7 @@ from wanlora_tui.plot.curves import MOST_RUNS
 from wanlora_tui.plot.figure import SMOOTHING, Figure, Options, draw
 from wanlora_tui.plot.marks import Best, best_of
 from wanlora_tui.plot.other_runs import OtherRuns, follow, key_of, read_folder
-from wanlora_tui.plot.reading import Piece, legend, read
+from wanlora_tui.plot.reading import in_lines, legend, read
 from wanlora_tui.plot.series import PlottedRun, plotted
 from wanlora_tui.plot.title import EMPTY, title, with_keys
 from wanlora_tui.plot.window import Window, panned, zoomed
@@ -35,6 +35,7 @@ from wanlora_tui.widgets.redraw_throttle import Throttle
 
 WHEEL = 0.8  # times as wide with each notch
 LEAST_ROWS = 5  # from which on there is a line that reads
+ROOMY_ROWS = 9  # and two of them, for the values of several runs
 
 
 class OtherCame(Message):
@@ -137,7 +138,7 @@ class LossPlot(Widget, can_focus=True):
     def figure(self) -> Figure:
         """As it is drawn at the present size."""
         columns, rows = self.size
-        foot = rows >= LEAST_ROWS
+        foot = 0 if rows < LEAST_ROWS else 2 if self._others and rows >= ROOMY_ROWS else 1
         if self._figure is None or self._size_drawn != self.size:
             self._size_drawn = self.size
             self._figure = draw(self._runs(), self._options, self._window, columns, rows - foot)
@@ -147,7 +148,7 @@ class LossPlot(Widget, can_focus=True):
     def render_line(self, y: int) -> Strip:
         figure, width = self.figure, self.size.width
         if y >= len(figure.rows):
-            return self._foot(width)
+            return self._foot(width, y - len(figure.rows))
         strip = self._strips[y]
         at = self._cursor_column()
         if at is not None:
@@ -175,12 +176,10 @@ class LossPlot(Widget, can_focus=True):
             return None
         return figure.left + figure.column_of(self._cursor)
 
-    def _foot(self, width: int) -> Strip:
-        pieces: list[Piece] = legend(self.figure) if self._cursor is None else read(self.figure, self._cursor)
-        segments = []
-        for text, ink in pieces:
-            segments += [Segment(escaped(text), self._style(ink)), Segment("  ")]
-        strip = Strip(segments[:-1])
+    def _foot(self, width: int, row: int) -> Strip:
+        pieces = legend(self.figure) if self._cursor is None else read(self.figure, self._cursor)
+        lines = in_lines(pieces, width, self.size.height - len(self.figure.rows))
+        strip = Strip([Segment(escaped(text), self._style(ink)) for text, ink in lines[row]])
         if strip.cell_length > width:
             strip = Strip.join([strip.crop(0, width - 1), Strip([Segment("…")])])
         return strip.adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
@@ -222,7 +221,7 @@ class LossPlot(Widget, can_focus=True):
         height = len(self._figure.rows)
         for column in {before, self._cursor_column()} - {None}:
             self.refresh(Region(column or 0, 0, 1, height))
-        self.refresh(Region(0, height, self.size.width, 1))
+        self.refresh(Region(0, height, self.size.width, self.size.height - height))
 
     def action_zoom(self, factor: float) -> None:
         window = self.figure.window

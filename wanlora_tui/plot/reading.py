@@ -1,8 +1,12 @@
-"""What the line under a plot says: the values at the cursor and what happened there, or what its marks mean."""
+"""What the lines under a plot say: the values at the cursor and what happened there, or what its marks mean."""
 
 import math
 import time
+from collections.abc import Sequence
 
+from rich.cells import cell_len
+
+from presets.text import escaped
 from wanlora_tui.output.formatting import rate
 from wanlora_tui.plot.curves import LABEL, LINE, MARK, STRONG
 from wanlora_tui.plot.figure import Figure
@@ -10,6 +14,7 @@ from wanlora_tui.plot.marks import SIGNS
 from wanlora_tui.plot.series import LOSS, LR
 
 Piece = tuple[str, int]  # a text and its ink
+GAP = "  "
 
 
 def value_text(value: float) -> str:
@@ -20,8 +25,8 @@ def value_text(value: float) -> str:
 
 
 def read(figure: Figure, step: float) -> list[Piece]:
-    """The step, the run's values and their means there, the marks in that column, rate and time; then the values of the
-    runs that it is compared with."""
+    """The step, the run's values and their means there; what is drawn of the runs that it is compared with, their means
+    alone; then the marks in that column, rate and time."""
     own: list[Piece] = []
     others: list[Piece] = []
     when, near = 0.0, max(1.0, figure.window.width / max(1, figure.columns))
@@ -31,8 +36,9 @@ def read(figure: Figure, step: float) -> list[Piece]:
             continue
         at = s.nearest(step)
         name = "" if s.panel == LOSS else f"{s.panel} "
-        mean = f" ~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
-        piece = f"{name}{curve.sign} {value_text(s.values[at])}{mean}", LINE + curve.number
+        mean = f"~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
+        values = [value_text(s.values[at]), mean] if curve.run == 0 or not mean else [mean]
+        piece = f"{name}{curve.sign} {' '.join(values).rstrip()}", LINE + curve.number
         (others if curve.run else own).append(piece)
         if curve.run == 0 and s.times:
             when = max(when, s.times[at])
@@ -41,7 +47,23 @@ def read(figure: Figure, step: float) -> list[Piece]:
     more = [(f"lr {' '.join(rates)}", LABEL)] if rates else []
     if when:
         more.append((time.strftime("%d %b %H:%M", time.localtime(when)), LABEL))
-    return [(f"step {round(step)}", STRONG), *own, *marks, *more, *others]
+    return [(f"step {round(step)}", STRONG), *own, *others, *marks, *more]
+
+
+def in_lines(pieces: Sequence[Piece], columns: int, rows: int) -> list[list[Piece]]:
+    """Whole pieces in so many lines, with gaps between them. The last one takes what has no room, and may be longer."""
+    lines: list[list[Piece]] = [[] for _ in range(rows)]
+    at, used = 0, 0
+    for text, ink in pieces:
+        cells = cell_len(escaped(text))
+        if used and used + len(GAP) + cells > columns and at < rows - 1:
+            at, used = at + 1, 0
+        if used:
+            lines[at].append((GAP, LABEL))
+            used += len(GAP)
+        lines[at].append((text, ink))
+        used += cells
+    return lines
 
 
 def legend(figure: Figure) -> list[Piece]:

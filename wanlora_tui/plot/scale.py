@@ -53,21 +53,25 @@ def round_step(span: float, most: int) -> float:
 
 
 def ticks(scale: Scale, most: int) -> list[float]:
-    """At most about so many round values within a scale, evenly apart, or by 1, 2 and 5 on a log scale; at least
-    one."""
+    """At most about so many round values within a scale, evenly apart, or by 1, 2 and 5 on a log scale; at least two,
+    for one alone says nothing of how far apart values are."""
+    most = max(2, most)
     if scale.log:
         first, last = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
         for factors in (ROUND, (1,)):
             found = [f * 10.0**e for e in range(first, last + 1) for f in factors]
             found = [v for v in found if scale.low <= v <= scale.high]
-            if 2 <= len(found) <= max(2, most):
+            if 2 <= len(found) <= most:
                 return found
         if len(found) > most:
-            return found[:: math.ceil(len(found) / max(1, most))]
-    step = round_step(scale.high - scale.low, most)
-    first = math.ceil(scale.low / step - 1e-9)
-    found = [i * step for i in range(first, math.floor(scale.high / step + 1e-9) + 1)]
-    return found or [(scale.low + scale.high) / 2]
+            return found[:: math.ceil(len(found) / most)]
+    found = []
+    while len(found) < 2:
+        step = round_step(scale.high - scale.low, most)
+        first = math.ceil(scale.low / step - 1e-9)
+        found = [i * step for i in range(first, math.floor(scale.high / step + 1e-9) + 1)]
+        most += 1
+    return found
 
 
 def whole_ticks(low: float, high: float, most: int) -> list[int]:

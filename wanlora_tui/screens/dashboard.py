@@ -22,7 +22,7 @@ from wanlora_tui.feeds.run_times import FREE, run_times
 from wanlora_tui.feeds.status_lights import Light, Link, daemon_light, no_link, trainer_light
 from wanlora_tui.film.poster import Poster
 from wanlora_tui.output.far_words import advised, is_away
-from wanlora_tui.output.formatting import state_text
+from wanlora_tui.output.formatting import device_text, state_text
 from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.screens.copying import copy_path
 from wanlora_tui.screens.dashboard_commands import FarRun, RunCommands
@@ -174,10 +174,10 @@ class DashboardScreen(FirstLayout, RunCommands):
 
     def _render_all(self) -> None:
         record, view = self.shown, self.run.view
-        gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")
+        device = device_text(record, view) + (f" on {self._host}" if self._host else "")
         number = max(view.attempt, record.attempt)
         attempt = f"  attempt {number}" if number else ""
-        self.query_one(TitleLine).show(record.name, f"  {state_text(record.state)}{attempt}  {gpus}")
+        self.query_one(TitleLine).show(record.name, f"  {state_text(record.state)}{attempt}  {device}")
         self.query_one(PhaseBar).show(record, view)
         self.query_one(LossPlot).show(view)
         self.query_one(EventLogView).show(view.log)

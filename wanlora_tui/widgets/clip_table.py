@@ -5,6 +5,7 @@ What is wrong with clips is shown by the wizard's step (wanlora_tui.screens.wiza
 
 from collections.abc import Mapping, Sequence, Set
 
+from rich.cells import cell_len
 from rich.text import Text
 
 from presets.clips.batches import frames_of, window_starts
@@ -18,7 +19,7 @@ from wanlora_tui.output.formatting import shorten
 from wanlora_tui.widgets.long_table import Column, LongTable
 
 MASKS = {"image": "still", "video": "video"}  # what masks the loss of a clip
-NAME = 24  # cells of a clip's name
+NAME = 24  # cells of a clip's name at most
 NARROW = 90  # cells of a table, below which the caption needs the room of what else is known
 TIGHT = 74  # and of what is said of the clip under the cursor anyway
 OUT, WRONG, HELD, TWIN = "⊘", "✗", "○", "≈"
@@ -43,6 +44,16 @@ def frames_text(clip: ClipFacts, panel: DatasetPanel | None) -> str:
     windows, used = len(window_starts(clip, panel)), frames_of(clip, panel)
     text = f"{windows}x {used}" if windows > 1 else str(used)
     return text if text == str(clip.frames) else f"{text} of {clip.frames}"
+
+
+def name_column(entries: Sequence[ClipEntry]) -> Column:
+    """As wide as the longest name: the captions beside it take the rest."""
+    widest = len("Clip")
+    for entry in entries:
+        widest = max(widest, min(NAME, cell_len(escaped(entry.name))))
+        if widest == NAME:  # of thousands, not all need to be looked at
+            break
+    return Column("Clip", widest)
 
 
 class ClipTable(LongTable):
@@ -76,7 +87,7 @@ class ClipTable(LongTable):
 
     def _set_columns(self) -> None:
         self.narrow, self.tight = self.size.width < NARROW, self.size.width < TIGHT
-        columns = [Column("", 1), Column("Clip", NAME), Column("Length", 7, True), Column("Frames", 9, True)]
+        columns = [Column("", 1), name_column(self.entries), Column("Length", 7, True), Column("Frames", 9, True)]
         columns += [*([] if self.tight else [Column("FPS", 5, True)])]
         columns += [*([] if self.narrow else [Column("Size", 9, True)])]
         columns += [*([] if self.tight else [Column("Speed", 9, True)])]
@@ -139,7 +150,7 @@ class CaptionTable(LongTable):
         if same:
             self.draw_changed()
             return
-        self.set_rows([Column("Clip", NAME), Column("From", 8), Column("Reads as", None)], len(entries))
+        self.set_rows([name_column(entries), Column("From", 8), Column("Reads as", None)], len(entries))
 
     @property
     def current(self) -> ClipEntry | None:

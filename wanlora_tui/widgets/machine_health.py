@@ -20,7 +20,7 @@ Part = str | tuple[str, str]
 
 
 class MachineHealth(Static):
-    """Renders what the daemon's beat says of the machine."""
+    """Renders what the daemon's beat says of the machine; nothing of what it does not say."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -28,6 +28,10 @@ class MachineHealth(Static):
         self._shown: Content | None = None
 
     def on_resize(self) -> None:
+        # behind the layout under way: within it Textual keeps the height of the rows of before
+        self.call_after_refresh(self._show_again)
+
+    def _show_again(self) -> None:
         if self._last is not None:
             self.show(*self._last)
 
@@ -38,15 +42,15 @@ class MachineHealth(Static):
         seen = machine or RunMachine()
         disk = disk_parts(seen, wanted)
         if self.screen.has_class("-wide"):
-            rows = [part for gpu in seen.gpus[:MOST_ROWS] for part in block_rows(gpu)] or [[("GPU ", DIM), "-"]]
+            rows = [part for gpu in seen.gpus[:MOST_ROWS] for part in block_rows(gpu)]
             self._draw(
                 Content("\n").join(Content.assemble(*row) for row in [*rows, *pace_rows(ranks), disk]), layout=True
             )
             return
-        gpus = [part for gpu in seen.gpus for part in line_parts(gpu)] or [("GPU ", DIM), "- "]
+        gpus = [part for gpu in seen.gpus for part in line_parts(gpu)]
         short = seen.disk_free is not None and wanted is not None and seen.disk_free < wanted
         gpus += [part for row in pace_rows(ranks)[-1:] for part in (*row, " ")]
-        line = [*disk, "  ", *gpus] if short else [*gpus, " ", *disk_parts(seen, None)]
+        line = [*disk, "  ", *gpus] if short else [*gpus, " " if gpus else "", *disk_parts(seen, None)]
         self._draw(Content.assemble(*line), layout=False)
 
     def _draw(self, shown: Content, *, layout: bool) -> None:
@@ -56,10 +60,10 @@ class MachineHealth(Static):
 
 
 def disk_parts(machine: RunMachine, wanted: int | None) -> list[Part]:
-    """`disk 118 GiB free, 3.1 GiB to come`, as a warning where that does not suffice."""
+    """`disk 118 GiB free, 3.1 GiB to come`, as a warning where that does not suffice; nothing while it is not known."""
     free = machine.disk_free
     if free is None:
-        return [("disk ", DIM), "-"]
+        return []
     to_come = f", {human(wanted)} to come" if wanted else ""
     if wanted is not None and free < wanted:
         return [(f"! disk {human(free)} free{to_come}", WARNING)]

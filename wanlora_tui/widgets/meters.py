@@ -68,6 +68,10 @@ class Numbers(Static):
         self._shown: tuple[list[tuple[str, str]], int] | None = None
 
     def on_resize(self) -> None:
+        # behind the layout under way: within it Textual keeps the height of the rows of before
+        self.call_after_refresh(self._show_again)
+
+    def _show_again(self) -> None:
         if self._last is not None:
             self.show(*self._last)
 
@@ -80,11 +84,11 @@ class Numbers(Static):
         spark = sparkline(view.recent, self.size.width // across - len(f"s/step {each}") - 2)
         cells = [
             ("step", f"{view.step}/{view.steps or steps}"),
-            ("ETA", times.left or "-"),
+            ("took", times.worked or "-") if times.over else ("ETA", times.left or "-"),
             ("ended" if times.over else "ends", times.ends or "-"),
-            ("worked", times.worked or "-"),
+            *([] if times.over else [("worked", times.worked or "-")]),
             ("s/step", f"{each} {spark}".rstrip()),
-            ("expert", expert_text(view.expert) or "-"),
+            *([] if times.over else [("expert", expert_text(view.expert) or "-")]),
             ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
             ("low loss", f"{last['low_noise']:.4f}" if "low_noise" in last else "-"),
             ("lr", rate(view.lr) if view.step else "-"),

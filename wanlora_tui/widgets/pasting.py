@@ -7,7 +7,6 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.keys import REPLACED_KEYS, key_to_character
 from textual.reactive import Reactive
-from textual.widget import Widget
 from textual.widgets import Input
 from textual.widgets.input import Selection
 
@@ -21,7 +20,22 @@ def typed_by(key: str) -> str:
     return character if character.isprintable() else ""
 
 
-class OneLine(Input, inherit_bindings=False):
+class TextKeys:
+    """What keys mean in a widget that is typed in, of one line or of many. It stands before the widget among the bases
+    and is none itself: Textual takes styles from the first base that is one."""
+
+    def check_consume_key(self, key: str, character: str | None = None) -> bool:
+        return bool(super().check_consume_key(key, typed_by(key) or None))  # type: ignore[misc]
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where its user has selected nothing there is nothing to cut, and the key means what it means around this
+        widget; Textual would cut the whole line of a text."""
+        if action == "cut":
+            return bool(chosen_text(self))
+        return super().check_action(action, parameters)  # type: ignore[misc]
+
+
+class OneLine(TextKeys, Input, inherit_bindings=False):
     """Draws only itself at a key. `joiner` stands where a pasted text had its line breaks; None: such a text is
     refused, and that is said."""
 
@@ -72,9 +86,6 @@ class OneLine(Input, inherit_bindings=False):
         self._arrival = None
         self.refresh_bindings()
 
-    def check_consume_key(self, key: str, character: str | None) -> bool:
-        return super().check_consume_key(key, typed_by(key) or None)
-
     @property
     def is_chosen(self) -> bool:
         """Its user has selected what is selected; the focus alone selects all."""
@@ -83,15 +94,8 @@ class OneLine(Input, inherit_bindings=False):
     def _is_users(self, selection: Selection) -> bool:
         return not selection.is_empty and selection != self._arrival
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where its user has selected nothing there is nothing to cut, and the key means what it means around this
-        input."""
-        if action == "cut":
-            return self.is_chosen
-        return super().check_action(action, parameters)
 
-
-def chosen_text(widget: Widget | None) -> str:
+def chosen_text(widget: object) -> str:
     """What its user has selected in a widget."""
     if isinstance(widget, OneLine) and not widget.is_chosen:
         return ""

@@ -66,6 +66,7 @@ async def test_a_field_is_found_by_its_words_in_any_order(tmp_path: Path) -> Non
         await pilot.press("escape")
         found = [text.partition(" ·")[0] for text in await typed(pilot, "base")]
         assert found.index("Blank prompt preservation") < found.index("Batch size"), "a word of a help, then letters"
+        assert found.index("Name or path") < found.index("Batch size"), "the field that names the base"
 
 
 async def test_a_question_is_not_to_be_maximized() -> None:

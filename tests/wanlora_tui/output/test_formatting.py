@@ -5,7 +5,8 @@ import time
 from rich.cells import cell_len
 
 from daemon.wire.protocol import JobRecord
-from wanlora_tui.output.formatting import fitted, price, shorten, waits_for
+from presets.runs.run_view import RunView
+from wanlora_tui.output.formatting import device_text, fitted, price, shorten, waits_for
 
 
 def queued(**more) -> JobRecord:
@@ -41,3 +42,8 @@ def test_a_line_that_is_too_long_ends_with_a_whole_part():
     assert fitted(text, 79, 1) == text.removesuffix(": there is no driver")
     assert fitted(text, 36, 2) == fitted(text, 70, 1) == text.partition(" · no")[0]
     assert fitted(text, 4, 1) == "18.2 s/step", "the first part stays"
+
+
+def test_a_job_trains_on_the_cpu_where_its_trainer_says_so():
+    assert device_text(queued(), None) == device_text(queued(), RunView()) == "GPU 0"
+    assert device_text(queued(), RunView(device="CPU")) == "CPU"

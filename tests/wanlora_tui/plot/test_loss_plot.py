@@ -1,5 +1,6 @@
 """The plot on a screen: keys, mouse, other runs, no colour."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,10 @@ async def test_another_run_is_drawn_by_its_folder_and_taken_away_again(view: Run
         await until(pilot, lambda: "■□ noisy_v2" in lines(app)[0], "the other run")
         shown = "\n".join(await press(pilot))
         assert all(sign in shown for sign in "●○■□")
+        await pilot.resize_terminal(80, 20)
+        *_, values, more = await press(pilot, "left")
+        assert re.search(r"^step 1800  ● [\d.]+ ~[\d.]+  ○ [\d.]+ ~[\d.]+  ■ ~[\d.]+  □ ~[\d.]+  ", values), values
+        assert "lr 5e-5" in more and "…" not in values + more, more
         app.plot.add_run()
         await until(pilot, lambda: "✓" in "\n".join(lines(app)), "the question")
         await press(pilot, "enter")

@@ -25,6 +25,18 @@ def test_ticks_are_round_and_all_in_one_notation(low: float, high: float, most: 
     assert all(low <= v * (1 + 1e-9) and v <= high * (1 + 1e-9) for v in found)
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_scale_has_two_round_ticks_at_the_least(most: int, log: bool):
+    assert labels(ticks(Scale(0.045, 0.16), 2)) == ["0.05", "0.10", "0.15"]
+    for n in range(1, 200):
+        scale = Scale(0.01 * n, 0.01 * n + 0.1 * 1.07**n, log)
+        found = ticks(scale, most)
+        assert len(set(labels(found))) == len(found) >= 2, (scale, found)
+        assert all(scale.low * (1 - 1e-9) <= v <= scale.high * (1 + 1e-9) for v in found)
+        assert all(float(f"{v:.2g}") == pytest.approx(v) for v in found), (scale, found)
+
+
 def test_a_log_scale_has_1_2_and_5_then_powers_of_ten():
     assert ticks(Scale(0.015, 0.6, True), 5) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5])
     assert ticks(Scale(1e-5, 1e3, True), 5) == pytest.approx([1e-5, 1e-3, 1e-1, 1e1, 1e3])

@@ -15,6 +15,7 @@ from textual_image.widget import HalfcellImage
 
 from presets.runs.run_view import LogLine, RunView
 from tests.helpers.interface.runs import Tape, usual
+from tests.helpers.interface.wizard_pilot import until
 from wanlora_tui.film.poster import Poster
 from wanlora_tui.film.view import FilmView
 from wanlora_tui.plot.loss_plot import LossPlot
@@ -127,6 +128,22 @@ async def test_v_goes_round_all_panes_and_the_same_key_goes_back(tmp_path: Path)
         assert pilot.app.screen.has_class("-pane-plot")
 
 
+async def test_in_a_terminal_made_wide_all_numbers_have_their_rows(tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "lr 1e-4" in shown(pilot.app.screen), "the narrow screen")
+        await pilot.resize_terminal(160, 48)
+        await until(pilot, lambda: "optimizer 0.020 s" in shown(pilot.app.screen), "the last of the numbers")
+
+
+async def test_a_run_on_the_cpu_has_no_gpu(tmp_path: Path):
+    tape = usual()
+    next(event for event in tape.events if event.kind == "started").data["device"] = "CPU"
+    async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        assert text.splitlines()[0].rstrip().endswith("attempt 1  CPU") and "GPU" not in text, text
+
+
 async def test_it_follows_a_change_of_size(tmp_path: Path):
     async with app_over(usual(), tmp_path).run_test(size=(160, 48)) as pilot:
         for size in ((80, 24), (40, 12), (200, 60), (100, 30)):
@@ -230,7 +247,7 @@ async def test_a_killed_trainer_s_end_can_be_read_whole(size: tuple[int, int], t
             "✗ failed The trainer was killed by SIGKILL after step 120." in text
             and "with: wanlora resume orbit_v1 More: f" in text
         ), text
-        assert "ETA -" in text and "ETA 56s" not in text
+        assert "took 40s" in text and "ETA" not in text
         await pilot.press("f")
         await settle(pilot)
         assert "Its last lines:" in shown(pilot.app.screen) and "step 119/300 low_noise" in shown(pilot.app.screen)

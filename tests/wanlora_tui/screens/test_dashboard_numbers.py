@@ -95,4 +95,4 @@ async def test_the_header_follows_the_last_word(tmp_path: Path):
         head = text.splitlines()[:3]
         assert "■ stopped" in head[0] and "trainer stopped" in head[1] and "asked to stop" in head[2]
         assert "running" not in text and "Stop" not in text.splitlines()[-1] and "Save" not in text.splitlines()[-1]
-        assert "ETA -" in text and "cost $4.0" in text and "/$" not in text
+        assert "ETA" not in text and "took 4" in text and "cost $4.0" in text and "/$" not in text

@@ -50,7 +50,7 @@ def test_what_is_not_known_is_a_dash():
     nothing = GpuHealth(gpu="MIG-1")
     assert plain(line_parts(nothing)).split() == ["GPU", "-", "-", "-", "-"]
     assert [plain(row) for row in block_rows(nothing)] == ["GPU -  heat -  power -", "clock -  in use, by all -"]
-    assert plain(disk_parts(RunMachine(), None)) == "disk -"
+    assert plain(disk_parts(RunMachine(), None)) == ""
 
 
 def test_the_disk_against_what_is_still_to_come():

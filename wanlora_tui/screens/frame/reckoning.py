@@ -34,6 +34,7 @@ from wanlora_tui.output.formatting import fitted
 from wanlora_tui.widgets.field_input import FieldInput
 
 PAUSE = 0.12  # seconds without a change before it is reckoned
+CLOCK = 20.0  # seconds between two looks at the clock: when it is done follows it
 OLD = 0.4  # seconds after a change from which what is shown is marked as old
 
 
@@ -103,8 +104,9 @@ class ForecastLine(Static):
         self._text = ""
 
     def say(self, text: str) -> None:
-        self._text = text
-        self._draw()
+        if text != self._text:
+            self._text = text
+            self._draw()
 
     def on_resize(self) -> None:
         self._draw()
@@ -131,6 +133,9 @@ class ReckoningScreen(Screen[Any]):
         self._growing_old: Timer | None = None
         self._reckoning = False
         self._changing: str | None = None  # the field that is being changed
+
+    def on_mount(self) -> None:
+        self.set_interval(CLOCK, self._say_anew)
 
     def rows(self) -> Iterable[FieldInput]:
         """The fields that stand there."""
@@ -218,8 +223,13 @@ class ReckoningScreen(Screen[Any]):
         line = self.query_one(ForecastLine)
         line.remove_class("-old")
         line.set_class(bool(event.found.misfit), "problem")
-        line.say(summary(event.found, self.cost, before=self.before))
+        self._say_anew()
         self.reckoned()
+
+    def _say_anew(self) -> None:
+        line = self.query_one(ForecastLine)
+        if self.forecast is not None and not line.has_class("-old"):
+            line.say(summary(self.forecast, self.cost, before=self.before))
 
     def _mark_old(self) -> None:
         line = self.query_one(ForecastLine)

@@ -18,7 +18,16 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.offers import as_told
 from wanlora_tui.feeds.run_times import RunTimes, run_times
 from wanlora_tui.output.far_words import advised, shown_path
-from wanlora_tui.output.formatting import clock, count, duration, expert_text, seconds_each, so_far, waits_for
+from wanlora_tui.output.formatting import (
+    clock,
+    count,
+    device_text,
+    duration,
+    expert_text,
+    seconds_each,
+    so_far,
+    waits_for,
+)
 from wanlora_tui.output.hanging import hanging
 from wanlora_tui.output.queue_words import clock_time, expected, speaks, standing
 
@@ -127,7 +136,7 @@ def _head(rows: _Rows, record: JobRecord, view: RunView | None, names: dict[int,
     name = Text.assemble((escaped(record.name), "bold"), (f"  #{record.id}", "dim"))
     rows.text.append_text(hanging(Text(), name, rows.width)).append("\n")
     attempt = f", attempt {record.attempt}" if record.attempt > 1 else ""
-    rows.add("State", f"{standing(record)}{attempt}, GPU {','.join(map(str, record.gpus)) or '-'}")
+    rows.add("State", f"{standing(record)}{attempt}, {device_text(record, view)}")
     rows.add("Why", escaped(advised(record.held or record.outcome)))
     live = view is not None and speaks(record, view)
     step = view.step if view is not None and live else record.step

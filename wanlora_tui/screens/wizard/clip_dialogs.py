@@ -29,7 +29,7 @@ from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
-from wanlora_tui.widgets.pasting import OneLine, typed_by
+from wanlora_tui.widgets.pasting import OneLine, TextKeys
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -37,20 +37,11 @@ OTHERS, WRONG = 8, 3  # rows of a dialog around its list of changes, and of what
 BETWEEN = 0.1  # seconds between two words of how far it is
 
 
-class _Text(TextArea):
+class _Text(TextKeys, TextArea):
     """A caption's text: Tab goes on to the buttons."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
-
-    def check_consume_key(self, key: str, character: str | None = None) -> bool:
-        return super().check_consume_key(key, typed_by(key) or None)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Where nothing is selected there is nothing to cut, as in one line; Textual would cut all of the line."""
-        if action == "cut":
-            return bool(self.selected_text)
-        return super().check_action(action, parameters)
 
 
 class CaptionDialog(ModalScreen[str | None]):

@@ -192,6 +192,7 @@ class PromptsPane(StepPane):
 
     @on(Button.Pressed, "#from-clips")
     async def action_from_clips(self) -> None:
+        first = len(self.state.draft.prompts)
         if not add_clip_prompts(self.state):
             self.notify(
                 "No more clips to start from: those with a caption are used up, or still being read.",
@@ -199,7 +200,7 @@ class PromptsPane(StepPane):
             )
             return
         await self._show_rows()
-        self.query_one(f"#prompt-{len(self.state.draft.prompts) - 1}").query(FieldInput).first().control.focus()
+        self.query_one(f"#prompt-{first}").query(FieldInput).first().control.focus()
         self.post_message(Edited())
 
     @on(Button.Pressed, ".hold-out")

@@ -339,13 +339,17 @@ class ReviewPane(StepPane):
         options.highlighted = ids.index(before) if before is not None and before in ids else real[0] if real else None
 
         for button in self.query("#fix, #fix-all"):
-            button.display = bool(self.findings)
+            button.display = self._can_fix
         self.refresh_bindings()
 
     # Keys
 
+    @property
+    def _can_fix(self) -> bool:
+        return any(finding.set for finding in self.findings)
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self.findings) if action in ("fix", "fix_all") else super().check_action(action, parameters)
+        return self._can_fix if action in ("fix", "fix_all") else super().check_action(action, parameters)
 
     def current(self) -> Finding | None:
         option = self.query_one("#findings", Choices).highlighted_option
@@ -370,12 +374,8 @@ class ReviewPane(StepPane):
         self._apply([f for f in self.findings if f.set])
 
     def _apply(self, findings: list[Finding]) -> None:
-        applied = self.state.apply(findings)
-        if applied:
-            self.notify("\n".join(applied), title="Fixed")
-            self.post_message(Edited(scan=True))
-        else:
-            self.notify("No finding has a fix that can be applied by itself.")
+        self.notify("\n".join(self.state.apply(findings)), title="Fixed")
+        self.post_message(Edited(scan=True))
 
     @on(Button.Pressed, "#show-file")
     def action_show_file(self) -> None:

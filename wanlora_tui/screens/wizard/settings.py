@@ -10,6 +10,7 @@ from pathlib import Path
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import Reactive
@@ -34,6 +35,8 @@ from wanlora_tui.output.typed_paths import absolute
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
 from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput
 from wanlora_tui.widgets.folder_picker import PathInput, PathPicker
+
+ROOMY = 90  # columns from which on a control keeps enough of them beside a long note
 
 
 def machine_lines(machine: Machine) -> list[str]:
@@ -93,6 +96,8 @@ class SettingsPane(StepPane):
     SettingsPane .heading { text-style: bold; height: auto; margin-top: 1; }
     SettingsPane #form .field-label { width: 24; }
     SettingsPane #form Static.fact { height: auto; }
+    SettingsPane.-roomy .field-note.-usual { min-width: 24; }
+    SettingsPane.-roomy #form .field-label { width: 27; }
     """
 
     def __init__(self, state: WizardState, *, field: str = "") -> None:
@@ -106,6 +111,10 @@ class SettingsPane(StepPane):
                 *(Option(self._entry(p), id=p) for p in ("machine", *PANELS)), id="panels", compact=True, markup=False
             )
             yield Form(id="form", can_focus=False)
+
+    def on_resize(self) -> None:
+        """Controls end in one column also beside what `auto` comes to."""
+        self.set_class(self.size.width >= ROOMY, "-roomy")
 
     def _entry(self, panel: str) -> str:
         changed = self.state.changed(panel)
@@ -181,7 +190,9 @@ class SettingsPane(StepPane):
             )
         )
         out += [
-            Static(f"{path} = {value_text(value) or 'empty'}: {reason}", classes="fact", markup=False)
+            Static(
+                Content.assemble((f"{path} = {value_text(value) or 'empty'}", "bold"), f": {reason}"), classes="fact"
+            )
             for path, value, reason in reasons
         ]
         return out

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 from rich.segment import Segment
 from textual import events
 from textual._compositor import ChopsUpdate, Compositor
+from textual._styles_cache import StylesCache
 from textual.app import ComposeResult
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from tests.helpers.interface.wizard_pilot import (
@@ -41,6 +44,34 @@ def cells_of(update: ChopsUpdate) -> list[tuple[int, int, list[Segment]]]:
         for (x, strip), end in zip(update.chops[y].items(), update.chop_ends[y], strict=True)
         if strip is not None and left < end and x < right
     ]
+
+
+def test_textual_still_has_what_is_replaced() -> None:
+    """None of it is public: Textual has no public way to draw at once, and none to draw less. What is missing would
+    otherwise show only as a screen that is drawn late, twice or not at all."""
+    lacking = [
+        f"{kind.__name__}.{name}"
+        for kind, names in {
+            Compositor: ("reflow", "render_partial_update", "_get_renders", "visible_widgets"),
+            Screen: ("_on_timer_update", "_compositor_refresh"),
+            Widget: ("render_lines", "get_line_filters", "hover_style"),
+        }.items()
+        for name in names
+        if not hasattr(kind, name)
+    ]
+    objects = Compositor(), Screen[None](), StylesCache()
+    for thing, names in zip(
+        objects,
+        (
+            ("_dirty_regions", "_full_map_invalidated"),
+            ("_compositor", "_layout_required", "_styles_cache"),
+            ("_width", "_dirty_lines", "_cache"),
+        ),
+        strict=True,
+    ):
+        lacking += [f"{type(thing).__name__}.{name}" for name in names if name not in vars(thing)]
+    assert not lacking, f"Textual {version('textual')} lacks {', '.join(lacking)}: see {drawing.__name__}"
+    assert "_layout_required" in Screen._on_timer_update.__code__.co_names, "drawing at once lays nothing out"
 
 
 async def test_little_is_drawn_and_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
