@@ -64,7 +64,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "streamed-device": {"activations": "device"},
     "streamed": {"activations": "host"},
     "streamed-small": {"activations": "host", "chunk": 4096, "slots": 2},
-    "streamed-chunked": {"activations": "host", "chunk": 8192},
+    "streamed-chunked": {"activations": "host", "chunk": 16384},
 }
 DEFAULT = [
     "41x512x512:baseline",

@@ -319,14 +319,19 @@ class BlockExecutor:
             text = resources.text_kv(given, weights)
         # where neither has a LoRA, nothing before them learns
         text_leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in text)
-        ga_BTD = torch.empty_like(a_BTD)
-        for chunk in self._chunks(x_BTD.shape[1]):
+        chunks = self._chunks(x_BTD.shape[1])
+        ga_BTD = torch.empty_like(a_BTD) if len(chunks) > 1 else None
+        for chunk in chunks:
             x, a = (t[:, chunk].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
             with torch.enable_grad():
                 y = resources.post_attention(x, a, text_leaves, given, weights, again=True)
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
-            g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
+            g_BTD[:, chunk] = x.grad
+            if ga_BTD is None:  # of all tokens at once
+                ga_BTD = a.grad
+            else:
+                ga_BTD[:, chunk] = a.grad
             del x, a, y
         roots = [t for t in text if t.requires_grad]
         if roots:
@@ -339,6 +344,7 @@ class BlockExecutor:
         edges = [get_gradient_edge(t) for t in qkv]
         saved = [*(t.detach() for t in qkv), heads(a_BTD)]
         del qkv
+        assert ga_BTD is not None
         grads = _attention_backward(resources.attention, share, heads(ga_BTD), saved, lse)
         del saved, ga_BTD
         torch.autograd.backward(edges, grads)
