@@ -480,9 +480,10 @@ def test_a_job_refused_and_then_mended_trains_in_the_same_folder(work: Path):
     settings(work, datasets={"num_frames": 40})
     assert wanlora("train", "job.toml", cwd=work).returncode == 1
     settings(work, datasets={"num_frames": 1}, training={"steps": 2}, sample={"num_frames": 1})
-    from engine.run import import_without_bitsandbytes, run_job  # torch, which the other tests do without
+    from engine.run import run_job  # torch, which the other tests do without
+    from engine.system.quick_imports import import_diffusers
 
-    import_without_bitsandbytes()
+    import_diffusers()
     # as the trainer's process does, without another start of it
     assert run_job(work / "job.toml", None, resume=False, workers=0, device="cpu") == 0
     told = [event for event, _ in read_events(work / "runs" / NAME / "events.jsonl")]

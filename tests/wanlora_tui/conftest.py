@@ -113,8 +113,8 @@ def drawn_when_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     render_update, render_strips = Compositor.render_update, Compositor.render_strips
 
     def look(compositor: Compositor, size: Size | None = None) -> list[Strip]:
-        screen: Any = compositor.root
-        if screen.is_current:  # over those that lie below
+        screen: Any = compositor.root  # none yet where a screen has just been made
+        if screen is not None and screen.is_current:  # over those that lie below
             visible_screen_stack.set(screen.app._background_screens)
         return render_strips(compositor, size)
 

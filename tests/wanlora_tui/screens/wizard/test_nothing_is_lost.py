@@ -74,9 +74,9 @@ def test_what_a_terminal_sends_at_once_is_all_there(work: Path) -> None:
         terminal.wait("step 4 of 6")
         terminal.press("j\r\x15typed_at_once\t\x07")  # to JOB, into its first field; Tab, and the next step
         terminal.wait("step 5 of 6")
-        terminal.press("\r\x15a camera circles a castle, fast\t")  # two previews from clips, the last one's text
+        terminal.press("\r\x15a camera circles a castle, fast\t")  # two previews from clips, the first one's text
         until_outside(
-            lambda: (d := DraftStore(draft).load()) and d.prompts and d.prompts[-1].prompt.endswith(", fast"),
+            lambda: (d := DraftStore(draft).load()) and d.prompts and d.prompts[0].prompt.endswith(", fast"),
             "the prompt in the draft",
         )
     finally:
@@ -84,7 +84,7 @@ def test_what_a_terminal_sends_at_once_is_all_there(work: Path) -> None:
     kept = DraftStore(draft).load()
     assert kept is not None
     assert kept.values["job.name"] == "typed_at_once"
-    assert [p.prompt for p in kept.prompts][1:] == ["a camera circles a castle, fast"]
+    assert [p.prompt for p in kept.prompts][:1] == ["a camera circles a castle, fast"]
 
 
 async def test_letters_behind_the_key_that_opens_a_dialog_are_the_dialogs(work: Path) -> None:
