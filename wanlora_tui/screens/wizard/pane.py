@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 from textual.containers import Container, Vertical
 from textual.message import Message
+from textual.visual import VisualType
 from textual.widget import Widget
 from textual.widgets import OptionList
 
@@ -52,6 +54,20 @@ class Choices(OptionList):
     """An OptionList with the keys of vim lists."""
 
     BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom")
+
+    def replace_option_prompt_at_index(self, index: int, prompt: VisualType) -> Self:
+        """The list is as high as its lines at once: Textual compares heights when it draws, and would not see one that
+        was laid out and never drawn."""
+        before = self._lines_in_all
+        super().replace_option_prompt_at_index(index, prompt)
+        if self._lines_in_all != before:
+            self.refresh(layout=True)
+        return self
+
+    @property
+    def _lines_in_all(self) -> int:
+        width = self.size.width
+        return self.get_content_height(self.container_size, self.app.size, width) if width else 0
 
 
 class StepPane(Vertical):
