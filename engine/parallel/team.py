@@ -66,6 +66,8 @@ class Team:
             else:
                 await_word(self._store, rank)
             dist.init_process_group(backend, store=self._store, rank=number, world_size=world, timeout=join)
+        except UserError:  # which is a ValueError: what a rank behind the first has refused
+            raise
         except (RuntimeError, ValueError) as e:
             raise UserError(
                 f"the {rank.world} processes of this run did not find each other: {str(e).splitlines()[0]}",

@@ -1,5 +1,6 @@
 """Blocks that threads read while something else is done: the first can be computed with before the last is there."""
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -10,6 +11,7 @@ import torch
 
 Read = Callable[[int], torch.Tensor]  # number of a block -> its buffer
 SAID_SECONDS = 0.5  # how often one who waits says so
+END_SECONDS = 10.0  # how long the end of the process waits for a block that is being read
 
 
 class ReadBehind(Sequence[torch.Tensor]):
@@ -66,7 +68,8 @@ class ReadBehind(Sequence[torch.Tensor]):
 
 
 def read_in_turn(sequences: Iterable[ReadBehind], threads: int) -> list[threading.Thread]:
-    """Start so many threads, which read one sequence after the other. None of them keeps the process from ending."""
+    """Start so many threads, which read one sequence after the other. None of them keeps the process from ending for
+    longer than it takes to read a block."""
     tasks: deque[tuple[Future[torch.Tensor], Read, int]] = deque()
     for blocks in sequences:
         tasks.extend(blocks.tasks)
@@ -87,4 +90,11 @@ def read_in_turn(sequences: Iterable[ReadBehind], threads: int) -> list[threadin
     started = [threading.Thread(target=work, name=f"cache-{n}", daemon=True) for n in range(threads)]
     for thread in started:
         thread.start()
+
+    def end() -> None:  # before Python takes a thread's lock away, which ends a process in the midst of torch's code
+        tasks.clear()
+        for thread in started:
+            thread.join(END_SECONDS)
+
+    atexit.register(end)
     return started

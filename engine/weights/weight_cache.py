@@ -188,9 +188,10 @@ def _waiting(progress: Progress, count: int, block: int) -> None:
 
 
 def _instead(cached: CachedExpert, placement: Placement, warn: Warn, error: Exception) -> Sequence[torch.Tensor]:
-    if not isinstance(error, (_Unusable, OSError)):
+    if isinstance(error, (_Unusable, OSError)):
+        _refuse(cached.path, error, warn)
+    elif not isinstance(error, HostMemoryRefused):  # what else takes memory meanwhile may have let go of it
         raise error
-    _refuse(cached.path, error, warn)
     try:
         return cached.load(placement).buffers
     except HostMemoryRefused as e:

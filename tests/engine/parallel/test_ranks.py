@@ -287,6 +287,7 @@ def test_a_rank_behind_the_first_that_refuses_by_itself_ends_all_at_once_with_it
     last = events(job.parent / "runs/t")[-1]
     assert last.kind == "failed" and last.data["user"] and "rank 1: [Errno 28] No space" in last.data["cause"]
     assert all("[Errno 28] No space" in attempt.said() for attempt in attempts)
+    assert not any("find each other" in attempt.said() for attempt in attempts)
 
 
 def share_clips(job: Path, ranks: int) -> None:

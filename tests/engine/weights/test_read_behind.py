@@ -1,6 +1,8 @@
 """Blocks that threads read while something else is done."""
 
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -111,6 +113,31 @@ def test_an_error_reaches_who_asks_and_all_is_made_in_another_way():
     assert len(made) == 2 and made[0] is made[1] and str(made[0]) == "gone"
 
 
+ENDS = """
+import sys, threading, time
+import torch
+from engine.weights.read_behind import ReadBehind, read_in_turn
+begun = threading.Event()
+def read(block):
+    print("begin", block, flush=True)
+    begun.set()
+    time.sleep(0.5)
+    print("end", block, flush=True)
+    return torch.zeros(1)
+blocks = ReadBehind(50, read, waiting=lambda block: None, instead=lambda error: [])
+read_in_turn([blocks], 1)
+begun.wait()
+sys.exit(75)
+"""
+
+
+def test_a_process_that_ends_finishes_the_block_that_is_being_read_and_no_other():
+    """Python takes the lock away from a thread that goes on, and torch's code ends the process as a crash by that."""
+    ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stderr) == (75, "")
+    assert ended.stdout.split("\n")[:2] == ["begin 0", "end 0"] and ended.stdout.count("begin") < 10
+
+
 def behind(cache: Cache, base, *, pinned=False):  # noqa: F811
     """Both experts as they are read behind, from a cache that holds both."""
     source, placement = open_model_files(base), Placement(CPU, torch.bfloat16, pinned=pinned)
@@ -188,3 +215,20 @@ def test_room_for_all_of_them_is_asked_for_before_one_is_read(cache, wide, monke
     with pytest.raises(HostMemoryRefused) as refusal:
         behind(cache, wide, pinned=True)
     assert not refusal.value.locking
+
+
+def test_memory_that_is_refused_for_a_moment_is_asked_for_again(cache, wide, monkeypatch):  # noqa: F811
+    made = {expert: cache.load(wide, expert) for expert in ("high_noise", "low_noise")}
+    asked: list[int] = []
+    room = weight_cache.host_buffer
+
+    def refused_once(size: int, *, pinned: bool) -> torch.Tensor:
+        asked.append(size)
+        if len(asked) == 2:
+            raise HostMemoryRefused("no RAM for a moment")
+        return room(size, pinned=pinned)
+
+    monkeypatch.setattr(weight_cache, "host_buffer", refused_once)
+    read = behind(cache, wide)
+    assert all(same(made[expert], read[expert]) for expert in made)
+    assert cache.warnings == [] and cache.hits(wide)  # the file is whole
