@@ -54,10 +54,16 @@ class Checked(Message):
 
     revision: int
     facts: Facts
+    clips: object  # what of the job says which clips they are of
     findings: list[Finding]
     done: bool
     forecast: Forecast
     cost: CostSettings
+
+
+def _clips_of(job: Job) -> object:
+    """What says which clips train, and which measure the loss."""
+    return [(d.path, d.caption_extension, d.mask, d.exclude) for d in job.datasets], job.validation
 
 
 @dataclass
@@ -94,6 +100,7 @@ class ReviewPane(StepPane):
         self.refusal: list[str] = []  # why the last launch came to nothing; cleared by the next change of the job
         self._refused: tuple[Job, Path] | None = None  # that launch
         self.facts: Facts | None = None
+        self.clips: object = None  # as in Checked
         self.findings: list[Finding] = []
         self.rules_found: list[Finding] = []  # those of them that the rules have made
         self.forecast: Forecast | None = None
@@ -183,18 +190,13 @@ class ReviewPane(StepPane):
             return
         assert self.state.machine is not None
         self.look = Look()
-        self._check(self.revision, job, self.state.job_path().parent, self.state.machine, self.facts, self.look)
+        known = self.facts if self.clips == _clips_of(job) else None
+        self._check(self.revision, job, self.state.job_path().parent, self.state.machine, known, self.look)
 
     @work(thread=True, group="check", exit_on_error=False)
     def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None, look: Look) -> None:
         out = default_out(self.state.job_path())
-        paths = [str(Path(d.path)) for d in job.datasets]
-        if (
-            known is not None
-            and known.cuts
-            and [d.path for d in known.datasets] == paths
-            and self._same_model(known, job, base)
-        ):
+        if known is not None and known.cuts and self._same_model(known, job, base):
             facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
             self.post_message(self._found(revision, job, facts, done=True))
             return
@@ -227,7 +229,8 @@ class ReviewPane(StepPane):
             self._show_findings()
 
     def _found(self, revision: int, job: Job, facts: Facts, *, done: bool) -> Checked:
-        return Checked(revision, facts, check_job(job, facts), done, reckon(job, facts), cost_of(self.state.settings))
+        clips, findings = _clips_of(job), check_job(job, facts)
+        return Checked(revision, facts, clips, findings, done, reckon(job, facts), cost_of(self.state.settings))
 
     def _same_model(self, known: Facts, job: Job, base: Path) -> bool:
         loras = {str(path) for path in loras_of(job, base).values()}
@@ -238,15 +241,12 @@ class ReviewPane(StepPane):
         if event.revision != self.revision:
             event.stop()
             return
-        self.facts, self.checking, self.watching = event.facts, False, not event.done
+        self.facts, self.clips, self.checking, self.watching = event.facts, event.clips, False, not event.done
         self.forecast, self.cost = event.forecast, event.cost
         if event.done:
             self.look = None
         self.rules_found = [*event.findings, *self._same_run(event.facts)]
-        self.findings = sorted(
-            [*self.state.findings(), *self.rules_found],
-            key=lambda f: SEVERITIES.index(f.severity),
-        )
+        self.findings = sorted([*self.state.findings(), *self.rules_found], key=lambda f: SEVERITIES.index(f.severity))
         self._show_findings()
 
     def _same_run(self, facts: Facts) -> Iterator[Finding]:

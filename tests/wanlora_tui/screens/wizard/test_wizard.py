@@ -459,6 +459,18 @@ async def test_one_key_fixes_a_finding_and_one_key_all(work: Path) -> None:
         assert "[job]" not in screen_text(pilot.app)
 
 
+async def test_clips_that_are_left_out_in_the_review_are_looked_for_anew(work: Path) -> None:
+    async with wizard(a_draft(work, "review")) as pilot:
+        await resumed(pilot, "review")
+        pane = await reviewed(pilot)
+        await until(pilot, lambda: not pane.checking and not pane.watching, "all of the check")
+        screen_of(pilot).state.set_value("datasets[0].exclude", ["clip_01.mp4"])
+        pane.bring_up_to_date()
+        await until(pilot, lambda: not pane.checking and not pane.watching, "the second check")
+        assert pane.facts.datasets[0].left_out == ["clip_01.mp4"]
+        assert "exclude-unknown" not in {f.code for f in pane.findings}
+
+
 async def test_a_job_file_is_never_replaced_without_asking(work: Path) -> None:
     mine = work / "mine.toml"
     mine.write_text("# somebody else's job\nbroken = [")
