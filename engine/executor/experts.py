@@ -90,7 +90,9 @@ def begin_reading(
                 grid=ara.grid if ara else "qint4",
                 changes=merges.get(expert) if merges else None,
                 folder=cache_folder("weights"),
-                load=partial(_read, expert, base, precision, ara, merges, progress, warn),
+                load=partial(
+                    read_blocks, expert, base, precision, ara=ara, merges=merges, progress=progress, warn=warn
+                ),
             )
         )
         is not None
@@ -100,19 +102,6 @@ def begin_reading(
         return read_behind(found, placement, progress=progress, warn=warn)
     except HostMemoryRefused:
         return {}
-
-
-def _read(
-    expert: Expert,
-    base: BaseModel,
-    precision: Precision,
-    ara: Ara | None,
-    merges: Mapping[Expert, Merges] | None,
-    progress: Progress,
-    warn: Warn,
-    placement: Placement,
-) -> PackedBlocks:
-    return read_blocks(expert, base, precision, placement, ara, merges, progress=progress, warn=warn)
 
 
 class Experts:

@@ -56,7 +56,7 @@ class ReadBehind(Sequence[torch.Tensor]):
                 return future.result()
             if not isinstance(error, Exception):
                 raise error
-            self._failed = error
+            self._failed = error.with_traceback(None)  # whose frames would hold the block
         if self._others is None:
             assert self._failed is not None
             self.stop()

@@ -3,6 +3,7 @@ is hung, when it is no daemon of ours."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,7 @@ def test_a_stopped_daemon_is_hung_and_not_none(home: Path, started: int):
             and f"{home}/state/wanlora/daemon.log" in words
         ), command
         assert "o daemon is running" not in words and "another daemon" not in words, command
+    assert re.search(r"^fail +Daemon\b", answers[-1].stdout, re.MULTILINE)  # by itself: torch is not there either
     gone = wanlora("daemon", "stop")
     assert (
         gone.returncode == 0
