@@ -36,6 +36,10 @@ def plans(tokens: int, precision: Any, *, cuda: bool) -> dict[str, Plan]:
         "recomputed": Plan(**common),
         "recomputed, any size": Plan(**common, any_size=True),
         "recomputed in two chunks": Plan(**common, chunk=tokens // 2),
+        "hidden state saved": Plan(**common, saved="hidden"),
+        "values saved": Plan(**common, saved="values"),
+        "values saved, any size": Plan(**common, saved="values", any_size=True),
+        "values saved, two chunks": Plan(**common, saved="values", chunk=tokens // 2),
         "half kept": Plan(**common, resident=BLOCKS, kept=BLOCKS // 2),
         "all kept": Plan(**common, resident=BLOCKS, kept=BLOCKS),
     }

@@ -1,12 +1,12 @@
 """Runs an expert block by block under a memory plan. The frozen weights pass through a ring of device buffers, or stay.
 
-Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
-Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once, and up to
-its last linear, whose product nothing needs; what follows the attention, whose working set is the largest, may be cut
-into chunks of tokens. It ends with the first block that trains: no gradient is asked for below. No graph of autograd's
-spans more than one part of one block. Where the plan says so, a block of a short clip is one CUDA graph each way
-(`engine.executor.block_graphs`). What both experts share is in `engine.executor.executor_resources`, the loss in
-`engine.training.objective`.
+Forward, without a graph: each block's input and its attention's output are saved, on the device or in host memory, and
+what else the plan says. Backward, last block first: the block is recomputed around what was saved, so attention itself
+runs once, and up to its last linear, whose product nothing needs; what follows the attention, whose working set is the
+largest, may be cut into chunks of tokens. It ends with the first block that trains: no gradient is asked for below. No
+graph of autograd's spans more than one part of one block. Where the plan says so, a block of a short clip is one CUDA
+graph each way (`engine.executor.block_graphs`). What both experts share is in `engine.executor.executor_resources`, the
+loss in `engine.training.objective`.
 
 Where several ranks share a clip (`engine.executor.token_split`), T counts this rank's tokens, and each rank adds to the
 LoRA's gradients what its own tokens give: their sum over the ranks is the clip's.
@@ -145,11 +145,11 @@ class BlockExecutor:
                         graphs[block] = self._kept_block(weights, h, given, share)
                         h = graphs[block][1].detach()
                     else:
-                        y, a, lse = self._forward(stage, weights, h, given, share)
+                        y, *saved = self._forward(stage, weights, h, given, share, saving=block >= lowest)
                         if block >= lowest:
-                            activations.put(block, (h, a, lse))
+                            activations.put(block, (h, *saved))
                         h = y
-                        del y, a, lse
+                        del y, saved
                 activations.flush()
             h = h.detach().requires_grad_(True)
             value = loss(self._leave(h, temb, share, x_BCFhw.shape))
@@ -166,13 +166,13 @@ class BlockExecutor:
                     g_BTD = leaf.grad
                     del leaf, y
                 else:
-                    x, a, lse = activations.get(block)
+                    x, a, lse, *more = activations.get(block)
                     activations.prefetch(next(ahead, -1))
                     if stage:
                         stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
                     else:
-                        self._backward_block(weights, x, a, lse, g_BTD, given, share)
-                    del x, a, lse
+                        self._backward_block(weights, x, a, lse, g_BTD, given, share, more)
+                    del x, a, lse, more
             return value.detach()
 
     def _kept(self, rows: int) -> set[int]:
@@ -267,25 +267,44 @@ class BlockExecutor:
         x_BTD: torch.Tensor,
         given: PassInputs,
         share: Share | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if stage:
+        *,
+        saving: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        if stage:  # which has fixed addresses for these alone
             return stage.forward(weights, x_BTD, self._forward_block)
-        return self._forward_block(weights, x_BTD, given, share)
+        y, a, lse, *more = self._forward_and_more(weights, x_BTD, given, share, saving=saving)
+        return y, a, lse, *more
 
     def _forward_block(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None = None
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention's output (B, T, D), logsumexp), without a graph."""
-        resources = self.resources
-        out, lse = _attention_forward(resources.attention, share, *resources.pre_attention(x_BTD, given, weights))
+        y, a, lse = self._forward_and_more(weights, x_BTD, given, None, saving=False)
+        return y, a, lse
+
+    def _forward_and_more(
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None, *, saving: bool
+    ) -> tuple[torch.Tensor, ...]:
+        """The same, and where the plan saves more for a backward: the hidden state behind self-attention and behind the
+        attention to the text (B, T, D), and v (B, T, N, K)."""
+        resources, saved = self.resources, self.resources.plan.saved if saving else "attention"
+        q, k, v = resources.pre_attention(x_BTD, given, weights)
+        out, lse = _attention_forward(resources.attention, share, q, k, v)
+        values = (v,) if saved == "values" else ()
+        del q, k, v
         a_BTD, text = out.flatten(2, 3), resources.text_kv(given, weights)
-        chunks = self._chunks(x_BTD.shape[1])
+        chunks, hidden = self._chunks(x_BTD.shape[1]), saved != "attention"
         if len(chunks) == 1:
-            return resources.post_attention(x_BTD, a_BTD, text, given, weights), a_BTD, lse
-        y_BTD = torch.empty_like(x_BTD)
-        for chunk in chunks:
-            y_BTD[:, chunk] = resources.post_attention(x_BTD[:, chunk], a_BTD[:, chunk], text, given, weights)
-        return y_BTD, a_BTD, lse
+            made = resources.post_attention(x_BTD, a_BTD, text, given, weights, saving=hidden)
+        else:
+            made = tuple(torch.empty_like(x_BTD) for _ in range(3 if hidden else 1))
+            for chunk in chunks:
+                x, a = x_BTD[:, chunk], a_BTD[:, chunk]
+                for whole, part in zip(
+                    made, resources.post_attention(x, a, text, given, weights, saving=hidden), strict=True
+                ):
+                    whole[:, chunk] = part
+        return made[0], a_BTD, lse, *made[1:], *values
 
     def _kept_block(
         self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None
@@ -296,7 +315,7 @@ class BlockExecutor:
             leaf = x_BTD.detach().requires_grad_(True)
             q, k, v = resources.pre_attention(leaf, given, weights)
             a = _Attention.apply(resources.attention, share, q, k, v).flatten(2, 3)
-            return leaf, resources.post_attention(leaf, a, resources.text_kv(given, weights), given, weights)
+            return leaf, resources.post_attention(leaf, a, resources.text_kv(given, weights), given, weights)[0]
 
     def _backward_block(
         self,
@@ -307,10 +326,12 @@ class BlockExecutor:
         g_BTD: torch.Tensor,
         given: PassInputs,
         share: Share | None = None,
+        more: Sequence[torch.Tensor] = (),
     ) -> None:
         """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
-        parameters."""
+        parameters. `more`: what its forward saved beside attention's output."""
         resources = self.resources
+        hidden, values = more[:2], more[2:]
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
             return t_BTD.unflatten(2, (weights.heads, -1))
@@ -324,7 +345,9 @@ class BlockExecutor:
         for chunk in chunks:
             x, a = (t[:, chunk].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
             with torch.enable_grad():
-                y = resources.post_attention(x, a, text_leaves, given, weights, again=True)
+                y = resources.post_attention_again(
+                    x, a, tuple(t[:, chunk] for t in hidden), text_leaves, given, weights
+                )
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
             g_BTD[:, chunk] = x.grad
@@ -339,11 +362,11 @@ class BlockExecutor:
 
         x = x_BTD.detach().requires_grad_(True)
         with torch.enable_grad():
-            qkv = resources.pre_attention(x, given, weights)
+            q, k, v = resources.pre_attention(x, given, weights, without_v=bool(values))
         # the graph without q, k and v themselves, which only attention needs
-        edges = [get_gradient_edge(t) for t in qkv]
-        saved = [*(t.detach() for t in qkv), heads(a_BTD)]
-        del qkv
+        edges = [get_gradient_edge(t) for t in (q, k, v)]
+        saved = [q.detach(), k.detach(), *(values or (v.detach(),)), heads(a_BTD)]
+        del q, k, v
         assert ga_BTD is not None
         grads = _attention_backward(resources.attention, share, heads(ga_BTD), saved, lse)
         del saved, ga_BTD

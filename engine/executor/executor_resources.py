@@ -71,10 +71,11 @@ class ExecutorResources:
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
             compile_alike()
-        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention, block.post_attention_again]
-        if plan.compiled:
-            functions = [_compiled(function) for function in functions]
-        self._pre_attention, self._text_kv, self._post_attention, self._post_attention_again = functions
+        made: Callable[[Any], Any] = _compiled if plan.compiled else lambda function: function
+        self._pre_attention, self._pre_attention_again = made(block.pre_attention), made(block.pre_attention_again)
+        self._text_kv, self._post_attention = made(block.text_kv), made(block.post_attention)
+        self._post_attention_saving = made(block.post_attention_saving)
+        self._post_attention_again = made(block.post_attention_again)
         self._any_size = plan.compiled and plan.any_size
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
@@ -91,12 +92,15 @@ class ExecutorResources:
             else OffloadedActivations(device, cuda, stay=plan.activations_on_device, pinned=plan.pinned)
         )
 
-    def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:
-        """q, k, v (B, T, N, K) of all tokens."""
+    def pre_attention(
+        self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights, *, without_v: bool = False
+    ) -> Any:
+        """q, k, v (B, T, N, K) of all tokens. `without_v`: v has its gradient and not its values."""
         if self._any_size:
             _mark_any_size(x_BTD, given.cos, given.sin, dims=(0, 1))
             _mark_any_size(given.time_B6D, dims=(0,))
-        return self._pre_attention(x_BTD, given.time_B6D, given.cos, given.sin, weights)
+        function = self._pre_attention_again if without_v else self._pre_attention
+        return function(x_BTD, given.time_B6D, given.cos, given.sin, weights)
 
     def text_kv(self, given: PassInputs, weights: BlockWeights) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""
@@ -112,12 +116,28 @@ class ExecutorResources:
         given: PassInputs,
         weights: BlockWeights,
         *,
-        again: bool = False,
+        saving: bool = False,
+    ) -> tuple[torch.Tensor, ...]:
+        """The block's output for a run of tokens, from its input and its attention's output there. `saving`: and what
+        `post_attention_again` can be given."""
+        self._mark_post((x_BTD, a_BTD), text, given)
+        arguments = x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text
+        return tuple(self._post_attention_saving(*arguments)) if saving else (self._post_attention(*arguments),)
+
+    def post_attention_again(
+        self,
+        x_BTD: torch.Tensor,
+        a_BTD: torch.Tensor,
+        saved: tuple[torch.Tensor, ...],
+        text: tuple[torch.Tensor, torch.Tensor],
+        given: PassInputs,
+        weights: BlockWeights,
     ) -> Any:
-        """The block's output for a run of tokens, from its input and its attention's output there. `again`: something
-        else with the same gradients, for which less is computed."""
+        """Something else than that output, with the same gradients, for which less is computed."""
+        self._mark_post((x_BTD, a_BTD, *saved), text, given)
+        return self._post_attention_again(x_BTD, a_BTD, saved, *text, given.time_B6D, weights, self.attention.to_text)
+
+    def _mark_post(self, rows: tuple[torch.Tensor, ...], text: tuple[torch.Tensor, ...], given: PassInputs) -> None:
         if self._any_size:
-            _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
+            _mark_any_size(*rows, dims=(0, 1))
             _mark_any_size(*text, given.time_B6D, dims=(0,))
-        function = self._post_attention_again if again else self._post_attention
-        return function(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)

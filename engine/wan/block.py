@@ -3,7 +3,9 @@
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
-    post_attention_again(...)    -> y          the same for its gradients alone: y's values are not the output's
+
+With `_again` they are recomputed for their gradients alone: what a block's backward has no use for, or is given because
+its forward saved it, has its gradient there and not its value, so the compiler leaves out what only leads to it.
 
 `pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
 (`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
@@ -141,6 +143,14 @@ def pre_attention(
     return q, k, v.unflatten(2, (block.heads, -1))
 
 
+def pre_attention_again(
+    x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`pre_attention` where v was saved: its product is left out, and its values are not v's."""
+    q, k, v = pre_attention(x_BTD, time_B6D, cos, sin, block)
+    return q, k, _unread(v)
+
+
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
     k, v = _linears(TEXT_LINEARS, text_BSD, block)
@@ -156,19 +166,29 @@ def _before_last(
     time_B6D: torch.Tensor,
     block: BlockWeights,
     kernels: TextKernels,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(what the block's output is added to, what its last linear reads, the gate behind that)."""
+    saved: Sequence[torch.Tensor] = (),
+) -> tuple[tuple[torch.Tensor, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """(the hidden state behind self-attention and behind the attention to the text, both (B, T, D): `saved`, where
+    given; what the last linear reads; the gate behind that)."""
     plain = block.plain
     _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
+    behind_self = _given(x, saved[0]) if saved else x
 
+    x = behind_self
     h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
     q = _linear("attn2.to_q", h.type_as(x), block)
     q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
     c = text_attention(q, k_BSNK, v_BSNK, kernels)
     x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
+    behind_text = _given(x, saved[1]) if saved else x
 
-    return x, _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True), c_gate
+    h = _linear("ffn.net.0.proj", _modulated(behind_text, c_scale, c_shift), block, gelu=True)
+    return (behind_self, behind_text), h, c_gate
+
+
+def _output(x_BTD: torch.Tensor, last_BTD: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    return (x_BTD.float() + last_BTD.float() * gate).type_as(x_BTD)
 
 
 def post_attention(
@@ -181,24 +201,10 @@ def post_attention(
     kernels: TextKernels,
 ) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
-    x, h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
-    return (x.float() + _linear("ffn.net.2", h, block).float() * gate).type_as(x)
+    return post_attention_saving(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)[0]
 
 
-class _WithoutValue(torch.autograd.Function):
-    """Zeros in y's place, whose gradient is y's. New ones: where this gives a view of what it is given, the compiler of
-    torch 2.11 has its gradient go to what it is a view of, and nothing in between learns."""
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(y.shape, dtype=y.dtype, device=y.device)
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
-        return g
-
-
-def post_attention_again(
+def post_attention_saving(
     x_BTD: torch.Tensor,
     a_BTD: torch.Tensor,
     k_BSNK: torch.Tensor,
@@ -206,12 +212,51 @@ def post_attention_again(
     time_B6D: torch.Tensor,
     block: BlockWeights,
     kernels: TextKernels,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The block's output, and the hidden state behind self-attention and behind the attention to the text."""
+    hidden, h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
+    return _output(hidden[1], _linear("ffn.net.2", h, block), gate), *hidden
+
+
+def post_attention_again(
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    saved: tuple[torch.Tensor, ...],
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    block: BlockWeights,
+    kernels: TextKernels,
 ) -> torch.Tensor:
-    """What `post_attention` is recomputed for: a tensor with the gradients of the output, and not its values.
-    Nothing reads what the last linear gives, so the compiler leaves out its product and the second half of its LoRA.
-    Without the compiler all of it is computed."""
-    x, h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
-    return (x.float() + _WithoutValue.apply(_linear("ffn.net.2", h, block)).float() * gate).type_as(x)
+    """What `post_attention` is recomputed for: a tensor with the gradients of the output, and not its values. `saved`:
+    what `post_attention_saving` gave beside the output, or nothing. Left out are the product of the last linear and, of
+    what was saved, those of both output projections, each with the second half of its LoRA. Without the compiler all of
+    it is computed."""
+    (_, x), h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels, saved)
+    return _output(x, _unread(_linear("ffn.net.2", h, block)), gate)
+
+
+class _Given(torch.autograd.Function):
+    """`value` in y's place, with y's gradient. A new tensor: where this gives a view of what it is given, the compiler
+    of torch 2.11 has its gradient go to what it is a view of, and nothing in between learns."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return g, None
+
+
+def _given(y: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    given: torch.Tensor = _Given.apply(y, value)
+    return given
+
+
+def _unread(y: torch.Tensor) -> torch.Tensor:
+    """Zeros in y's place. Not `zeros_like`: in a graph they would come after y."""
+    return _given(y, torch.zeros(y.shape, dtype=y.dtype, device=y.device))
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

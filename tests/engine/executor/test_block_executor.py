@@ -18,7 +18,17 @@ from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.system import device
 from engine.wan import attention
-from engine.wan.block import LINEARS, TEXT_LINEARS, _WithoutValue, post_attention, post_attention_again
+from engine.wan.block import (
+    BEFORE_LINEARS,
+    LINEARS,
+    TEXT_LINEARS,
+    _Given,
+    post_attention,
+    post_attention_again,
+    post_attention_saving,
+    pre_attention,
+    pre_attention_again,
+)
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
 from presets.job.lora_layers import block_layouts, lora_layers
 from presets.job.schema import LayersPanel
@@ -315,41 +325,112 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
 
 
-def test_what_is_recomputed_ends_before_the_last_linear_and_has_the_gradient_of_the_whole(weights):
-    """Compiled, that is: the products of both graphs are counted."""
-    products: list[int] = []
+@pytest.mark.parametrize("saved", ["attention", "hidden", "values"])
+@pytest.mark.parametrize("how", [{"activations": "host"}, {"activations": "device", "chunk": 16}, {"chunk": 16}])
+def test_what_a_plan_saves_changes_no_gradient(weights, saved, how):
+    """One block keeps its graph, and two train no LoRA."""
+    grads = []
+    for level in ("attention", saved):
+        for lora in weights.lora:
+            for p in (p for pair in lora.values() for p in pair):
+                p.grad = None
+        run = streamed(weights, resident=2, kept=1, saved=level, **how)
+        run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        grads.append([p.grad.clone() for lora in weights.lora for pair in lora.values() for p in pair])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and all(g.norm() > 0 for g in grads[1])
 
-    def counted(graph: torch.fx.GraphModule, _: object) -> Any:
-        products.append(sum(node.target in PRODUCTS for node in graph.graph.nodes))
+
+@pytest.mark.parametrize(("saved", "tensors"), [("attention", 3), ("hidden", 5), ("values", 6)])
+def test_what_a_plan_saves_is_what_the_backward_reads(weights, monkeypatch, saved, tensors):
+    run, read = streamed(weights, saved=saved), OffloadedActivations.get
+    put: list[int] = []
+    kept, put_there = OffloadedActivations.put, put.append
+
+    def counted(self: OffloadedActivations, block: int, tensors: tuple[torch.Tensor, ...]) -> None:
+        put_there(len(tensors))
+        kept(self, block, tensors)
+
+    def broken(self: OffloadedActivations, block: int) -> tuple[torch.Tensor, ...]:
+        x, a, lse, *more = read(self, block)
+        return x, a, lse, *(torch.full_like(t, torch.nan) for t in more)
+
+    monkeypatch.setattr(OffloadedActivations, "put", counted)
+    monkeypatch.setattr(OffloadedActivations, "get", broken)
+    run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+    assert put == [tensors] * 4
+    found = [p.grad.isfinite().all() for pair in weights.lora[0].values() for p in pair]
+    assert all(found) == (saved == "attention")
+
+
+class Products:
+    """Counts the products of what is compiled, forward and backward together."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.backend = aot_autograd(
+            fw_compiler=self._graph, bw_compiler=self._graph, partition_fn=min_cut_rematerialization_partition
+        )
+        torch._dynamo.reset()
+
+    def _graph(self, graph: torch.fx.GraphModule, _: object) -> Any:
+        self.count += sum(node.target in PRODUCTS for node in graph.graph.nodes)
         return make_boxed_func(graph.forward)
 
-    backend = aot_autograd(fw_compiler=counted, bw_compiler=counted, partition_fn=min_cut_rematerialization_partition)
+    def of(self, function: Any, given: Any, leaves: Any, grads: Any) -> tuple[int, tuple[torch.Tensor, ...]]:
+        """(products, the leaves' gradients)"""
+        before = self.count
+        out = torch.compile(function, backend=self.backend)(*given)
+        found = torch.autograd.grad(out, leaves, grads)
+        return self.count - before, found
 
-    def grads(function: Any) -> tuple[torch.Tensor, ...]:
-        out = torch.compile(function, backend=backend)(*given, held, attention.CPU.to_text)
-        return torch.autograd.grad(out, leaves, g)
 
+@pytest.fixture
+def products():
+    yield Products()
     torch._dynamo.reset()
+
+
+def test_what_is_recomputed_leaves_out_what_nothing_reads_and_has_the_gradient_of_the_whole(weights, products):
+    """Compiled, that is. Each product left out goes with the second of its LoRA."""
     held = weights.on_device(0, weights.blocks.buffers[0], torch.ones(()), "none", e4m3_as_bytes=False)
     draw = torch.Generator().manual_seed(5)
     width = held.plain["norm2.weight"].numel()
     x, a, g = (torch.randn(2, 9, width, generator=draw) for _ in range(3))
-    text = [torch.randn(2, 5, held.heads, width // held.heads, generator=draw) for _ in range(2)]
-    given = [t.requires_grad_(True) for t in (x, a, *text)] + [torch.randn(2, 6, width, generator=draw)]
+    text = [torch.randn(2, 5, held.heads, width // held.heads, generator=draw).requires_grad_(True) for _ in range(2)]
+    rest = *text, torch.randn(2, 6, width, generator=draw), held, attention.CPU.to_text
+    x, a = x.requires_grad_(True), a.requires_grad_(True)
     names = [name for name in LINEARS[3:] if name not in TEXT_LINEARS]
-    leaves = [*given[:4], *(p for name in names for p in held.lora[name])]
-    whole, ours = grads(post_attention), grads(post_attention_again)
+    leaves = [x, a, *text, *(p for name in names for p in held.lora[name])]
+    with torch.no_grad():
+        _, *hidden = post_attention_saving(x, a, *rest)
+    count, whole = products.of(post_attention, (x, a, *rest), leaves, g)
+    for saved, spared in (((), 2), (tuple(hidden), 6)):  # the last linear; both output projections as well
+        fewer, ours = products.of(post_attention_again, (x, a, saved, *rest), leaves, g)
+        assert all(torch.equal(a, b) for a, b in zip(whole, ours, strict=True))
+        assert all(g.norm() > 0 for g in ours) and count - fewer == spared
+
+
+def test_saved_values_are_not_computed_again(weights, products):
+    held = weights.on_device(0, weights.blocks.buffers[0], torch.ones(()), "none", e4m3_as_bytes=False)
+    draw = torch.Generator().manual_seed(5)
+    width = held.plain["norm2.weight"].numel()
+    x = torch.randn(2, 9, width, generator=draw).requires_grad_(True)
+    angles = torch.randn(1, 9, 1, width // held.heads, generator=draw)
+    given = x, torch.randn(2, 6, width, generator=draw), angles.cos(), angles.sin(), held
+    leaves = [x, *(p for name in BEFORE_LINEARS for p in held.lora[name])]
+    grads = [torch.randn(2, 9, held.heads, width // held.heads, generator=draw) for _ in range(3)]
+    count, whole = products.of(pre_attention, given, leaves, grads)
+    fewer, ours = products.of(pre_attention_again, given, leaves, grads)
     assert all(torch.equal(a, b) for a, b in zip(whole, ours, strict=True))
-    assert all(g.norm() > 0 for g in ours)
-    assert sum(products[:2]) - sum(products[2:]) == 2  # the last linear's, and the second of its LoRA
-    torch._dynamo.reset()
+    assert all(g.norm() > 0 for g in ours) and count - fewer == 2
 
 
 def test_what_stands_for_a_recomputed_output_is_a_view_of_nothing():
     """torch 2.11 gave all that comes before a gradient of zero where it was: with other versions that is not seen."""
-    y = torch.randn(3, 4, requires_grad=True)
-    out = _WithoutValue.apply(y * 2)
-    assert out._base is None and out.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+    y, value = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    out = _Given.apply(y * 2, value)
+    assert out._base is None and torch.equal(out, value)
+    assert out.untyped_storage().data_ptr() not in (t.untyped_storage().data_ptr() for t in (y, value))
     out.backward(torch.ones_like(out))
     assert torch.equal(y.grad, torch.full_like(y, 2))
 

@@ -52,11 +52,11 @@ def fresh(bench: Bench, **values: object) -> Run:
     return run
 
 
-PLAIN = ExecutorResources.post_attention
+PLAIN = ExecutorResources.post_attention_again
 
 
 def nothing_back(*given: Any, **how: Any) -> torch.Tensor:
-    """post_attention as it once was: what is computed is right, and only zeros come back through it."""
+    """post_attention_again as it once was: what is computed is right, and only zeros come back through it."""
     y = PLAIN(*given, **how)
     return y.detach() + 0 * y
 
@@ -75,7 +75,7 @@ def without(weights: BlockWeights, sides: str, *linears: str) -> BlockWeights:
 def test_blocks_without_a_gradient_are_named_before_the_weights_move(bench, monkeypatch):
     run = fresh(bench)
     before = {name: p.data.clone() for name, p in run.learners[EXPERT].parameters.items()}
-    monkeypatch.setattr(ExecutorResources, "post_attention", nothing_back)
+    monkeypatch.setattr(ExecutorResources, "post_attention_again", nothing_back)
     with pytest.raises(UserError, match="in blocks 0-1, the high_noise LoRA got no gradient") as raised:
         take_step(run, 0)
     assert "step 1" in raised.value.where and "resident" in raised.value.where
@@ -92,7 +92,7 @@ def test_one_block_among_others_is_seen(bench, monkeypatch):
     def of_last(given):
         return without(given, "AB", *given.lora) if given.lora["ffn.net.2"][1] is last else given
 
-    for name in ("pre_attention", "text_kv", "post_attention"):
+    for name in ("pre_attention", "text_kv", "post_attention_again"):
         monkeypatch.setattr(ExecutorResources, name, with_weights(getattr(ExecutorResources, name), of_last))
     with pytest.raises(UserError, match="in block 1, the high_noise LoRA got no gradient"):
         take_step(run, 0)
@@ -114,7 +114,7 @@ def test_a_is_asked_for_once_b_has_moved(bench, monkeypatch):
     """At the first step it rightly gets none; at the second it would."""
     run = fresh(bench)
     half = with_weights(PLAIN, lambda weights: without(weights, "A", "ffn.net.2"))
-    monkeypatch.setattr(ExecutorResources, "post_attention", half)
+    monkeypatch.setattr(ExecutorResources, "post_attention_again", half)
     assert take_step(run, 0)
     with pytest.raises(UserError, match=r"in ffn\.net\.2 of every block, the high_noise LoRA") as raised:
         take_step(run, 1)
@@ -149,7 +149,7 @@ def test_a_clip_that_is_masked_all_over_owes_nothing_and_the_next_one_is_looked_
         patch.setattr(run.loader, "batch", lambda i: _black(batch(i)))
         taken = take_step(run, 0)
         assert taken and taken.data["grad_norm"] == 0 == taken.data["loss"]
-    monkeypatch.setattr(ExecutorResources, "post_attention", nothing_back)
+    monkeypatch.setattr(ExecutorResources, "post_attention_again", nothing_back)
     with pytest.raises(UserError, match="blocks 0-1"):
         take_step(run, 1)
 
@@ -171,13 +171,13 @@ def test_ranks_that_share_a_step_look_at_what_came_of_all(bench, monkeypatch, th
         gather=lambda mine: [mine, torch.ones_like(mine) if theirs else mine],
         signs=SimpleNamespace(give=lambda doing: None),
     )
-    monkeypatch.setattr(ExecutorResources, "post_attention", nothing_back)
+    monkeypatch.setattr(ExecutorResources, "post_attention_again", nothing_back)
     with nullcontext() if theirs else pytest.raises(UserError, match="blocks 0-1"):
         assert take_step(run, 0)
 
 
 def test_a_whole_run_ends_with_that_error_and_leaves_no_lora(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(ExecutorResources, "post_attention", nothing_back)
+    monkeypatch.setattr(ExecutorResources, "post_attention_again", nothing_back)
     job = write_image_job(tmp_path, tiny, prompts=0, clips=1)
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
     run = tmp_path / "runs" / "t"
