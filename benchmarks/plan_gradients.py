@@ -36,10 +36,9 @@ def plans(tokens: int, precision: Any, *, cuda: bool) -> dict[str, Plan]:
         "recomputed": Plan(**common),
         "recomputed, any size": Plan(**common, any_size=True),
         "recomputed in two chunks": Plan(**common, chunk=tokens // 2),
-        "hidden state saved": Plan(**common, saved="hidden"),
-        "values saved": Plan(**common, saved="values"),
-        "values saved, any size": Plan(**common, saved="values", any_size=True),
-        "values saved, two chunks": Plan(**common, saved="values", chunk=tokens // 2),
+        "hidden states saved": Plan(**common, save_hidden=True),
+        "the same, any size": Plan(**common, save_hidden=True, any_size=True),
+        "the same, in two chunks": Plan(**common, save_hidden=True, chunk=tokens // 2),
         "half kept": Plan(**common, resident=BLOCKS, kept=BLOCKS // 2),
         "all kept": Plan(**common, resident=BLOCKS, kept=BLOCKS),
     }

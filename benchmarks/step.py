@@ -63,12 +63,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "resident-20": {"resident": 20, "activations": "device"},
     "streamed-device": {"activations": "device"},
     "streamed": {"activations": "host"},
-    "streamed-hidden": {"activations": "host", "saved": "hidden"},
-    "streamed-values": {"activations": "host", "saved": "values"},
+    "streamed-hidden": {"activations": "host", "save_hidden": True},
     "streamed-small": {"activations": "host", "chunk": 4096, "slots": 2},
     "streamed-chunked": {"activations": "host", "chunk": 16384},
-    "streamed-chunked-hidden": {"activations": "host", "chunk": 16384, "saved": "hidden"},
-    "streamed-chunked-values": {"activations": "host", "chunk": 16384, "saved": "values"},
+    "streamed-chunked-hidden": {"activations": "host", "chunk": 16384, "save_hidden": True},
 }
 DEFAULT = [
     "41x512x512:baseline",

@@ -166,13 +166,13 @@ class BlockExecutor:
                     g_BTD = leaf.grad
                     del leaf, y
                 else:
-                    x, a, lse, *more = activations.get(block)
+                    x, a, lse, *hidden = activations.get(block)
                     activations.prefetch(next(ahead, -1))
                     if stage:
                         stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
                     else:
-                        self._backward_block(weights, x, a, lse, g_BTD, given, share, more)
-                    del x, a, lse, more
+                        self._backward_block(weights, x, a, lse, g_BTD, given, share, hidden)
+                    del x, a, lse, hidden
             return value.detach()
 
     def _kept(self, rows: int) -> set[int]:
@@ -270,41 +270,35 @@ class BlockExecutor:
         *,
         saving: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        if stage:  # which has fixed addresses for these alone
+        if stage:  # which has fixed addresses for no more than these
             return stage.forward(weights, x_BTD, self._forward_block)
-        y, a, lse, *more = self._forward_and_more(weights, x_BTD, given, share, saving=saving)
-        return y, a, lse, *more
+        return self._forward_and_hidden(weights, x_BTD, given, share, saving and self.resources.plan.save_hidden)
 
     def _forward_block(
         self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention's output (B, T, D), logsumexp), without a graph."""
-        y, a, lse = self._forward_and_more(weights, x_BTD, given, None, saving=False)
+        y, a, lse = self._forward_and_hidden(weights, x_BTD, given, None, False)
         return y, a, lse
 
-    def _forward_and_more(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None, *, saving: bool
+    def _forward_and_hidden(
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None, saving: bool
     ) -> tuple[torch.Tensor, ...]:
-        """The same, and where the plan saves more for a backward: the hidden state behind self-attention and behind the
-        attention to the text (B, T, D), and v (B, T, N, K)."""
-        resources, saved = self.resources, self.resources.plan.saved if saving else "attention"
-        q, k, v = resources.pre_attention(x_BTD, given, weights)
-        out, lse = _attention_forward(resources.attention, share, q, k, v)
-        values = (v,) if saved == "values" else ()
-        del q, k, v
-        a_BTD, text = out.flatten(2, 3), resources.text_kv(given, weights)
-        chunks, hidden = self._chunks(x_BTD.shape[1]), saved != "attention"
+        """The same; and, for a backward, the hidden state behind self-attention and behind the attention to the text
+        (B, T, D)."""
+        resources = self.resources
+        out, lse = _attention_forward(resources.attention, share, *resources.pre_attention(x_BTD, given, weights))
+        a_BTD, text, chunks = out.flatten(2, 3), resources.text_kv(given, weights), self._chunks(x_BTD.shape[1])
         if len(chunks) == 1:
-            made = resources.post_attention(x_BTD, a_BTD, text, given, weights, saving=hidden)
-        else:
-            made = tuple(torch.empty_like(x_BTD) for _ in range(3 if hidden else 1))
-            for chunk in chunks:
-                x, a = x_BTD[:, chunk], a_BTD[:, chunk]
-                for whole, part in zip(
-                    made, resources.post_attention(x, a, text, given, weights, saving=hidden), strict=True
-                ):
-                    whole[:, chunk] = part
-        return made[0], a_BTD, lse, *made[1:], *values
+            y_BTD, *hidden = resources.post_attention(x_BTD, a_BTD, text, given, weights, saving=saving)
+            return y_BTD, a_BTD, lse, *hidden
+        y_BTD, *hidden = whole = [torch.empty_like(x_BTD) for _ in range(3 if saving else 1)]
+        for chunk in chunks:
+            x, a = x_BTD[:, chunk], a_BTD[:, chunk]
+            parts = resources.post_attention(x, a, text, given, weights, saving=saving)
+            for tensor, part in zip(whole, parts, strict=True):
+                tensor[:, chunk] = part
+        return y_BTD, a_BTD, lse, *hidden
 
     def _kept_block(
         self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None
@@ -326,12 +320,11 @@ class BlockExecutor:
         g_BTD: torch.Tensor,
         given: PassInputs,
         share: Share | None = None,
-        more: Sequence[torch.Tensor] = (),
+        hidden: Sequence[torch.Tensor] = (),
     ) -> None:
         """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
-        parameters. `more`: what its forward saved beside attention's output."""
+        parameters. `hidden`: the states inside the block that its forward saved."""
         resources = self.resources
-        hidden, values = more[:2], more[2:]
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
             return t_BTD.unflatten(2, (weights.heads, -1))
@@ -362,11 +355,11 @@ class BlockExecutor:
 
         x = x_BTD.detach().requires_grad_(True)
         with torch.enable_grad():
-            q, k, v = resources.pre_attention(x, given, weights, without_v=bool(values))
+            qkv = resources.pre_attention(x, given, weights)
         # the graph without q, k and v themselves, which only attention needs
-        edges = [get_gradient_edge(t) for t in (q, k, v)]
-        saved = [q.detach(), k.detach(), *(values or (v.detach(),)), heads(a_BTD)]
-        del q, k, v
+        edges = [get_gradient_edge(t) for t in qkv]
+        saved = [*(t.detach() for t in qkv), heads(a_BTD)]
+        del qkv
         assert ga_BTD is not None
         grads = _attention_backward(resources.attention, share, heads(ga_BTD), saved, lse)
         del saved, ga_BTD

@@ -72,8 +72,8 @@ class ExecutorResources:
         if self.fixed_order and plan.compiled:
             compile_alike()
         made: Callable[[Any], Any] = _compiled if plan.compiled else lambda function: function
-        self._pre_attention, self._pre_attention_again = made(block.pre_attention), made(block.pre_attention_again)
-        self._text_kv, self._post_attention = made(block.text_kv), made(block.post_attention)
+        self._pre_attention, self._text_kv = made(block.pre_attention), made(block.text_kv)
+        self._post_attention = made(block.post_attention)
         self._post_attention_saving = made(block.post_attention_saving)
         self._post_attention_again = made(block.post_attention_again)
         self._any_size = plan.compiled and plan.any_size
@@ -92,15 +92,12 @@ class ExecutorResources:
             else OffloadedActivations(device, cuda, stay=plan.activations_on_device, pinned=plan.pinned)
         )
 
-    def pre_attention(
-        self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights, *, without_v: bool = False
-    ) -> Any:
-        """q, k, v (B, T, N, K) of all tokens. `without_v`: v has its gradient and not its values."""
+    def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:
+        """q, k, v (B, T, N, K) of all tokens."""
         if self._any_size:
             _mark_any_size(x_BTD, given.cos, given.sin, dims=(0, 1))
             _mark_any_size(given.time_B6D, dims=(0,))
-        function = self._pre_attention_again if without_v else self._pre_attention
-        return function(x_BTD, given.time_B6D, given.cos, given.sin, weights)
+        return self._pre_attention(x_BTD, given.time_B6D, given.cos, given.sin, weights)
 
     def text_kv(self, given: PassInputs, weights: BlockWeights) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""

@@ -3,9 +3,7 @@
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
-
-With `_again` they are recomputed for their gradients alone: what a block's backward has no use for, or is given because
-its forward saved it, has its gradient there and not its value, so the compiler leaves out what only leads to it.
+    post_attention_again(...)    -> y          the same for its gradients alone: y's values are not the output's
 
 `pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
 (`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
@@ -143,14 +141,6 @@ def pre_attention(
     return q, k, v.unflatten(2, (block.heads, -1))
 
 
-def pre_attention_again(
-    x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`pre_attention` where v was saved: its product is left out, and its values are not v's."""
-    q, k, v = pre_attention(x_BTD, time_B6D, cos, sin, block)
-    return q, k, _unread(v)
-
-
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
     k, v = _linears(TEXT_LINEARS, text_BSD, block)
@@ -233,7 +223,9 @@ def post_attention_again(
     what was saved, those of both output projections, each with the second half of its LoRA. Without the compiler all of
     it is computed."""
     (_, x), h, gate = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels, saved)
-    return _output(x, _unread(_linear("ffn.net.2", h, block)), gate)
+    last = _linear("ffn.net.2", h, block)
+    # not `zeros_like`: in a graph they would come after what they stand for
+    return _output(x, _given(last, torch.zeros(last.shape, dtype=last.dtype, device=last.device)), gate)
 
 
 class _Given(torch.autograd.Function):
@@ -252,11 +244,6 @@ class _Given(torch.autograd.Function):
 def _given(y: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     given: torch.Tensor = _Given.apply(y, value)
     return given
-
-
-def _unread(y: torch.Tensor) -> torch.Tensor:
-    """Zeros in y's place. Not `zeros_like`: in a graph they would come after y."""
-    return _given(y, torch.zeros(y.shape, dtype=y.dtype, device=y.device))
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,6 @@ LESS_MEMORY = (  # for people
 )
 
 Precision = Literal["none", "float8", "int8", "qfloat8", "qint8", "qint4"]
-Saved = Literal["attention", "hidden", "values"]
 
 
 @lru_cache(maxsize=4096)  # hundreds of plans are priced for a job, of a few chunks and sizes of clips
@@ -38,10 +37,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     # with activations on the host, the last so many of the blocks that recompute: theirs wait on the device, at no copy
     # and no host memory
     activations_on_device: int = field(default=0, name="stash_on_device")
-    # what of a block's forward waits for its backward, beside its input: its attention's output; also the hidden state
-    # behind its self-attention and behind its attention to the text; also its attention's values. What is saved is not
-    # recomputed
-    saved: Saved = "attention"
+    # whether the hidden state behind a block's self-attention and behind its attention to the text wait there as well:
+    # they are not recomputed then
+    save_hidden: bool = False
     # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     chunk: int = 0
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
@@ -62,7 +60,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         copied."""
         # CUDA graphs themselves round as launched blocks do; those that they keep from keeping their graph do not
         kept = (self.kept, self.also_kept, self.graphed) if self.kept or self.also_kept else ()
-        return self.precision, kept, self.saved, self.chunk, self.vae_frames, self.compiled, self.any_size
+        return self.precision, kept, self.save_hidden, self.chunk, self.vae_frames, self.compiled, self.any_size
 
     def kept_for(self, rows: int) -> int:
         """How many blocks keep their graph in a step of so many rows (batch size times tokens)."""
@@ -111,8 +109,8 @@ class Plan(Struct, frozen=True, kw_only=True):
             f"activations on the {'GPU' if self.activations == 'device' else 'host'}"
             + (f" but for {self.activations_on_device} blocks" if self.activations_on_device else "")
         )
-        if self.saved != "attention":
-            words.append("less recomputed" if self.saved == "hidden" else "least recomputed")
+        if self.save_hidden:
+            words.append("hidden states saved")
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")
         if self.graphed:

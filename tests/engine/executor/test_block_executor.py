@@ -19,15 +19,12 @@ from engine.executor.expert_weights import ExpertWeights
 from engine.system import device
 from engine.wan import attention
 from engine.wan.block import (
-    BEFORE_LINEARS,
     LINEARS,
     TEXT_LINEARS,
     _Given,
     post_attention,
     post_attention_again,
     post_attention_saving,
-    pre_attention,
-    pre_attention_again,
 )
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
 from presets.job.lora_layers import block_layouts, lora_layers
@@ -325,41 +322,35 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
 
 
-@pytest.mark.parametrize("saved", ["attention", "hidden", "values"])
 @pytest.mark.parametrize("how", [{"activations": "host"}, {"activations": "device", "chunk": 16}, {"chunk": 16}])
-def test_what_a_plan_saves_changes_no_gradient(weights, saved, how):
-    """One block keeps its graph, and two train no LoRA."""
+def test_hidden_states_that_are_saved_change_no_gradient(weights, how):
+    """One block keeps its graph."""
     grads = []
-    for level in ("attention", saved):
-        for lora in weights.lora:
-            for p in (p for pair in lora.values() for p in pair):
-                p.grad = None
-        run = streamed(weights, resident=2, kept=1, saved=level, **how)
+    for save_hidden in (False, True):
+        for p in (p for lora in weights.lora for pair in lora.values() for p in pair):
+            p.grad = None
+        run = streamed(weights, resident=2, kept=1, save_hidden=save_hidden, **how)
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
-        grads.append([p.grad.clone() for lora in weights.lora for pair in lora.values() for p in pair])
+        grads.append([p.grad for lora in weights.lora for pair in lora.values() for p in pair])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True)) and all(g.norm() > 0 for g in grads[1])
 
 
-@pytest.mark.parametrize(("saved", "tensors"), [("attention", 3), ("hidden", 5), ("values", 6)])
-def test_what_a_plan_saves_is_what_the_backward_reads(weights, monkeypatch, saved, tensors):
-    run, read = streamed(weights, saved=saved), OffloadedActivations.get
-    put: list[int] = []
-    kept, put_there = OffloadedActivations.put, put.append
-
-    def counted(self: OffloadedActivations, block: int, tensors: tuple[torch.Tensor, ...]) -> None:
-        put_there(len(tensors))
-        kept(self, block, tensors)
+@pytest.mark.parametrize("save_hidden", [False, True])
+def test_the_backward_reads_the_hidden_states_that_were_saved(weights, monkeypatch, save_hidden):
+    run, read = streamed(weights, save_hidden=save_hidden), OffloadedActivations.get
+    found: list[int] = []
 
     def broken(self: OffloadedActivations, block: int) -> tuple[torch.Tensor, ...]:
-        x, a, lse, *more = read(self, block)
-        return x, a, lse, *(torch.full_like(t, torch.nan) for t in more)
+        x, a, lse, *hidden = read(self, block)
+        found.append(len(hidden))
+        return x, a, lse, *(torch.full_like(t, torch.nan) for t in hidden)
 
-    monkeypatch.setattr(OffloadedActivations, "put", counted)
     monkeypatch.setattr(OffloadedActivations, "get", broken)
+    for p in (p for lora in weights.lora for pair in lora.values() for p in pair):
+        p.grad = None
     run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
-    assert put == [tensors] * 4
-    found = [p.grad.isfinite().all() for pair in weights.lora[0].values() for p in pair]
-    assert all(found) == (saved == "attention")
+    assert found == [2 * save_hidden] * 4
+    assert all(p.grad.isfinite().all() for p in weights.lora[0]["ffn.net.2"]) != save_hidden
 
 
 class Products:
@@ -408,21 +399,6 @@ def test_what_is_recomputed_leaves_out_what_nothing_reads_and_has_the_gradient_o
         fewer, ours = products.of(post_attention_again, (x, a, saved, *rest), leaves, g)
         assert all(torch.equal(a, b) for a, b in zip(whole, ours, strict=True))
         assert all(g.norm() > 0 for g in ours) and count - fewer == spared
-
-
-def test_saved_values_are_not_computed_again(weights, products):
-    held = weights.on_device(0, weights.blocks.buffers[0], torch.ones(()), "none", e4m3_as_bytes=False)
-    draw = torch.Generator().manual_seed(5)
-    width = held.plain["norm2.weight"].numel()
-    x = torch.randn(2, 9, width, generator=draw).requires_grad_(True)
-    angles = torch.randn(1, 9, 1, width // held.heads, generator=draw)
-    given = x, torch.randn(2, 6, width, generator=draw), angles.cos(), angles.sin(), held
-    leaves = [x, *(p for name in BEFORE_LINEARS for p in held.lora[name])]
-    grads = [torch.randn(2, 9, held.heads, width // held.heads, generator=draw) for _ in range(3)]
-    count, whole = products.of(pre_attention, given, leaves, grads)
-    fewer, ours = products.of(pre_attention_again, given, leaves, grads)
-    assert all(torch.equal(a, b) for a, b in zip(whole, ours, strict=True))
-    assert all(g.norm() > 0 for g in ours) and count - fewer == 2
 
 
 def test_what_stands_for_a_recomputed_output_is_a_view_of_nothing():
