@@ -145,7 +145,7 @@ class BlockExecutor:
                         graphs[block] = self._kept_block(weights, h, given, share)
                         h = graphs[block][1].detach()
                     else:
-                        y, *saved = self._forward(stage, weights, h, given, share, saving=block >= lowest)
+                        y, *saved = self._forward(stage, weights, h, given, share)
                         if block >= lowest:
                             activations.put(block, (h, *saved))
                         h = y
@@ -267,38 +267,29 @@ class BlockExecutor:
         x_BTD: torch.Tensor,
         given: PassInputs,
         share: Share | None,
-        *,
-        saving: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        if stage:  # which has fixed addresses for no more than these
+        if stage:
             return stage.forward(weights, x_BTD, self._forward_block)
-        return self._forward_and_hidden(weights, x_BTD, given, share, saving and self.resources.plan.save_hidden)
+        return self._forward_block(weights, x_BTD, given, share)
 
     def _forward_block(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(output, attention's output (B, T, D), logsumexp), without a graph."""
-        y, a, lse = self._forward_and_hidden(weights, x_BTD, given, None, False)
-        return y, a, lse
-
-    def _forward_and_hidden(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None, saving: bool
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """The same; and, for a backward, the hidden state behind self-attention and behind the attention to the text
-        (B, T, D)."""
+        """(output, attention's output (B, T, D), logsumexp), without a graph; then, where the plan saves them, the
+        hidden states behind self-attention and behind the attention to the text (B, T, D), which a pass without a
+        backward lets go: it runs the same code."""
         resources = self.resources
         out, lse = _attention_forward(resources.attention, share, *resources.pre_attention(x_BTD, given, weights))
         a_BTD, text, chunks = out.flatten(2, 3), resources.text_kv(given, weights), self._chunks(x_BTD.shape[1])
         if len(chunks) == 1:
-            y_BTD, *hidden = resources.post_attention(x_BTD, a_BTD, text, given, weights, saving=saving)
+            y_BTD, *hidden = resources.post_attention(x_BTD, a_BTD, text, given, weights)
             return y_BTD, a_BTD, lse, *hidden
-        y_BTD, *hidden = whole = [torch.empty_like(x_BTD) for _ in range(3 if saving else 1)]
+        whole = [torch.empty_like(x_BTD) for _ in range(3 if resources.plan.save_hidden else 1)]
         for chunk in chunks:
-            x, a = x_BTD[:, chunk], a_BTD[:, chunk]
-            parts = resources.post_attention(x, a, text, given, weights, saving=saving)
+            parts = resources.post_attention(x_BTD[:, chunk], a_BTD[:, chunk], text, given, weights)
             for tensor, part in zip(whole, parts, strict=True):
                 tensor[:, chunk] = part
-        return y_BTD, a_BTD, lse, *hidden
+        return whole[0], a_BTD, lse, *whole[1:]
 
     def _kept_block(
         self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None
@@ -309,7 +300,7 @@ class BlockExecutor:
             leaf = x_BTD.detach().requires_grad_(True)
             q, k, v = resources.pre_attention(leaf, given, weights)
             a = _Attention.apply(resources.attention, share, q, k, v).flatten(2, 3)
-            return leaf, resources.post_attention(leaf, a, resources.text_kv(given, weights), given, weights)[0]
+            return leaf, resources.kept_post_attention(leaf, a, resources.text_kv(given, weights), given, weights)
 
     def _backward_block(
         self,

@@ -32,7 +32,7 @@ Made = TypeVar("Made")
 Replay = Callable[[], None]
 Visit = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # output or input, attention's output, logsumexp
 # a block's own functions: of its input, and of its input, attention's output, logsumexp and the output's gradient
-Forward = Callable[[BlockWeights, torch.Tensor, PassInputs], Visit]
+Forward = Callable[[BlockWeights, torch.Tensor, PassInputs], tuple[torch.Tensor, ...]]
 Backward = Callable[[BlockWeights, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, PassInputs], None]
 
 
@@ -261,7 +261,7 @@ class Stage:
         block: BlockWeights,
         x_BTD: torch.Tensor,
         launch: Forward,
-    ) -> Visit:
+    ) -> tuple[torch.Tensor, ...]:
         """What `launch` gives for a block: its output, its attention's output and logsumexp."""
         results = [self._y, self._a, self._lse]
 

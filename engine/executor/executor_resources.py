@@ -67,6 +67,7 @@ class ExecutorResources:
         capture: Capture | None = None,
         refused: Callable[[str], None] | None = None,
     ) -> None:
+        assert not (plan.save_hidden and plan.graphed), "a CUDA graph has fixed addresses for no hidden states"
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
@@ -112,14 +113,25 @@ class ExecutorResources:
         text: tuple[torch.Tensor, torch.Tensor],
         given: PassInputs,
         weights: BlockWeights,
-        *,
-        saving: bool = False,
     ) -> tuple[torch.Tensor, ...]:
-        """The block's output for a run of tokens, from its input and its attention's output there. `saving`: and what
-        `post_attention_again` can be given."""
+        """The block's output for a run of tokens, from its input and its attention's output there; then what
+        `post_attention_again` is given, where the plan saves that."""
         self._mark_post((x_BTD, a_BTD), text, given)
-        arguments = x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text
-        return tuple(self._post_attention_saving(*arguments)) if saving else (self._post_attention(*arguments),)
+        made = self._post_attention_saving if self.plan.save_hidden else self._post_attention
+        found = made(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
+        return tuple(found) if self.plan.save_hidden else (found,)
+
+    def kept_post_attention(
+        self,
+        x_BTD: torch.Tensor,
+        a_BTD: torch.Tensor,
+        text: tuple[torch.Tensor, torch.Tensor],
+        given: PassInputs,
+        weights: BlockWeights,
+    ) -> Any:
+        """The output alone, with its graph."""
+        self._mark_post((x_BTD, a_BTD), text, given)
+        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
 
     def post_attention_again(
         self,

@@ -30,10 +30,13 @@ STRIDE, WIDE_STRIDE = 2, 8
 ACTIVATION_STRIDE = 8  # blocks more whose activations come to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
+HIDDEN_WORTH = 1.005  # hidden states are saved on the device where there is room and a step gets this much faster
 GRAPHS_WORTH = 1.1  # a plan with them is this much faster than the best without, or is not taken
 # a rung down saves the smaller of both: less would not be worth the retry ...
 LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05
 LEAST_OF_ALL = 0.02  # ... and at least this share
+ROOMY = 0.75  # of a machine's RAM: no more is taken for what is only faster
+ROOMY_VRAM = 0.9  # of what the card has free: a plan within this is sure to fit
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
@@ -132,7 +135,7 @@ def within_ram(costs: Costs, plan: Plan) -> Plan | None:
     """The plan with so many of its activations on the device that the host's memory does for the rest; None when it
     does anyway, or all would have to stay."""
     lacking = sum(costs.memory.ram(plan).values()) + FITTED.ram_margin - costs.hardware.ram_free
-    stay = math.ceil(lacking / costs.memory.activations())
+    stay = math.ceil(lacking / costs.memory.activations(plan))
     return (
         msgspec.structs.replace(plan, activations_on_device=stay) if 0 < stay < costs.shape.layers - plan.kept else None
     )
@@ -149,6 +152,22 @@ def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
         plan.activations_on_device
         + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
     )
+
+
+def with_hidden_saved(costs: Costs, plan: Plan) -> Plan:
+    """The plan with the hidden states inside the blocks saved as well, where the other activations are, if that is
+    faster and sure to fit; a quarter of the host's memory stays for others."""
+    if not plan.compiled or plan.graphed:
+        return plan
+    sure, hardware = ROOMY_VRAM * costs.hardware.vram_free, costs.hardware
+    room = min(hardware.ram_free - FITTED.ram_margin, ROOMY * hardware.ram_total)
+    more = costs.memory.filled(msgspec.structs.replace(plan, save_hidden=True, also_kept=(), activations_on_device=0))
+    if plan.activations_on_device:
+        more = with_activations_on_device(costs, more, sure)
+    found = rung(costs, costs.memory.locked(more))
+    fits = found.need_vram <= sure and found.ram <= room and found.plan.pinned == plan.pinned
+    worth = AS_FAST if plan.activations == "host" else HIDDEN_WORTH
+    return found.plan if fits and found.seconds * worth <= costs.step(plan).total else plan
 
 
 def rung(costs: Costs, plan: Plan) -> Candidate:
@@ -244,6 +263,7 @@ def next_down(
         if exhausted == "ram" and plan.activations == "host" and not limits.host_activations
         else ()
     )
+    narrower += [p for p in [msgspec.structs.replace(plan, save_hidden=False)] if plan.save_hidden and better(p)]
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]
     found = narrower + [
         p

@@ -16,6 +16,8 @@ from presets.machine.precisions import require
 from presets.planner import candidates
 from presets.planner.candidates import (
     LEAST_SAVED,
+    ROOMY,
+    ROOMY_VRAM,
     RUNG,
     Candidate,
     Limits,
@@ -25,6 +27,7 @@ from presets.planner.candidates import (
     priced,
     rung,
     with_activations_on_device,
+    with_hidden_saved,
     with_vae_frames,
     worth_graphs,
 )
@@ -37,10 +40,8 @@ from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.text import human
 
 WantedPrecision = Literal["auto", "none", "float8", "int8", "qfloat8", "qint8", "qint4", "qint4+ara"]
-NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
-ROOMY = 0.75  # ... and no more than this share of the machine's RAM
-ROOMY_VRAM = 0.9  # of what the card has free: a plan within this is sure to fit ...
-RAM_WORTH = GIB  # ... and is taken for a plan that is no rung slower when it saves this much host memory
+NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this, and is within ROOMY
+RAM_WORTH = GIB  # a plan within ROOMY_VRAM is taken for one no rung faster when it saves this much host memory
 WORDS = {"none": "bf16"}
 WHY: dict[Precision, str] = {  # what `auto` tries first
     "int8": "this card multiplies fastest in 8-bit integers",
@@ -183,6 +184,8 @@ def _choice(costs: Costs, precision: Precision, *, why: str, limits: Limits, com
         if recorded and graphs:
             in_ram += more
     chosen = recorded if recorded and graphs else launched
+    if not limits.host_activations:
+        chosen = rung(costs, with_hidden_saved(costs, chosen.plan))
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next(

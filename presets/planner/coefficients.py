@@ -24,6 +24,9 @@ class Coefficients:
     # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
     attention: float = 14.6
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
+    hidden_rows: float = 2.0  # more of them where the hidden states inside a block are saved ...
+    # ... and rows over one chunk that its recomputation then needs less. An H100 and an H200, 2026-11-28
+    hidden_spared: float = 5.0
     # blocks of these on the device with activations on the host: the present one and the one read ahead
     activation_window: int = 2
     kept: float = 14.75  # rows of a kept block's graph, besides its weights ...

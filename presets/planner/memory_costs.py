@@ -106,10 +106,10 @@ class MemoryCosts:
             (1 + c.lost) * working + self._weight_copy(plan) + c.graph_inputs * tensor + lora + recorded * c.graph
         )
 
-    def activations(self, load: Load | None = None) -> int:
+    def activations(self, plan: Plan, load: Load | None = None) -> int:
         """Bytes of one block that wait for its backward, of the largest batch or of `load`."""
         heads = self.shape.width // 128
-        return int((load or self.tail).rows * (c.stash_rows * self.row + 4 * heads))
+        return int((load or self.tail).rows * (waiting_rows(plan) * self.row + 4 * heads))
 
     def filled(self, plan: Plan) -> Plan:
         """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one
@@ -147,8 +147,8 @@ class MemoryCosts:
         kept_blocks = self._kept(plan, load)
         waiting = self.shape.layers - kept_blocks
         here = plan.staying(waiting)
-        window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
-        staying = float(here * self.activations(load))
+        window = min(waiting, c.activation_window) * waiting_rows(plan) * tensor if here < waiting else 0.0
+        staying = float(here * self.activations(plan, load))
         activations = max(window, staying)  # those that stay are used up before the others come back
         beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
@@ -178,7 +178,8 @@ class MemoryCosts:
         """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk, with
         `beside` row tensors beside attention's own at its backward."""
         chunk_ffn = (c.chunk_ffn + _turned_rows(plan.precision)) * (self.shape.ffn / self.shape.width)
-        return max(c.outside * tensor + (c.chunk + chunk_ffn) * part, (c.attention + beside) * tensor)
+        given = c.hidden_spared if plan.save_hidden else 0.0
+        return max(c.outside * tensor + (c.chunk - given + chunk_ffn) * part, (c.attention + beside) * tensor)
 
     def _weight_copy(self, plan: Plan) -> int:
         """The largest weight once more: transposed for the 8-bit product, or dequantized."""
@@ -192,6 +193,7 @@ class MemoryCosts:
             c.forward_attention * tensor,
             c.forward_outside * tensor + (c.forward_chunk + chunk_ffn * (self.shape.ffn / self.shape.width)) * part,
         )
+        work += c.hidden_rows * tensor if plan.save_hidden else 0.0  # made there too, and let go
         return c.fixed + self._weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
 
     def _encode(self, plan: Plan) -> float:
@@ -259,7 +261,7 @@ class MemoryCosts:
         waiting = [(self.shape.layers - self._kept(plan, load), load) for load in loads]
         return {
             "weights": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed // w.sharers,
-            "activations": max((n - plan.staying(n)) * self.activations(load) for n, load in waiting),
+            "activations": max((n - plan.staying(n)) * self.activations(plan, load) for n, load in waiting),
             "accelerator": w.previews.accelerated.host if w.previews else 0,
             "process": int(c.process),
         }
@@ -268,6 +270,11 @@ class MemoryCosts:
         """The plan with its host buffers page-locked where the system allows so much of it."""
         ram, limit = self.ram(plan), self.hardware.lockable
         return msgspec.structs.replace(plan, pinned=limit is None or ram["weights"] + ram["activations"] <= limit)
+
+
+def waiting_rows(plan: Plan) -> float:
+    """Row tensors of one block that wait for its backward."""
+    return c.stash_rows + (c.hidden_rows if plan.save_hidden else 0.0)
 
 
 def _weight_bytes(precision: Precision) -> int:

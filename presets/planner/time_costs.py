@@ -23,7 +23,7 @@ from presets.planner.coefficients import (
     STILL_STAGES,
 )
 from presets.planner.coefficients import FITTED as c
-from presets.planner.memory_costs import STORED, block_bytes
+from presets.planner.memory_costs import STORED, block_bytes, waiting_rows
 from presets.planner.plan import Plan
 from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, Workload
@@ -80,11 +80,12 @@ class TimeCosts:
         return 1e12 * ({"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops)
 
     def _spared(self, plan: Plan, rows: int) -> float:
-        """What was left out where all blocks are recomputed, when the compiler ended each before its last linear. It no
-        longer does, so forecasts of recomputed blocks are some 5% short until the coefficients are fitted again."""
+        """What the compiler leaves out where all blocks are recomputed: the last linear and, where the hidden states
+        are saved, both output projections."""
         if not plan.compiled:
             return 0.0
-        product = 2 * rows * self.shape.layers * self.shape.width * self.shape.ffn
+        outputs = self.shape.ffn + (2 * self.shape.width if plan.save_hidden else 0)
+        product = 2 * rows * self.shape.layers * self.shape.width * outputs
         return product / self._product_rate(plan) + self._traffic(c.spared, rows)
 
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
@@ -159,7 +160,7 @@ class TimeCosts:
     def _activation_copy(self, plan: Plan, load: Load) -> float:
         waiting = max(0, self.shape.layers - self.work.lowest - plan.kept_for(load.rows))
         leaving = waiting - plan.staying(waiting)
-        return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
+        return leaving * waiting_rows(plan) * load.rows * (2 * self.shape.width) / self._rate(plan)
 
     def encodes(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float = 0.0) -> float:
         """Seconds of a clip's latents and of its conditioning; an image's are the same."""

@@ -123,7 +123,37 @@ def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
         sixteen.plan.activations == twelve.plan.activations == "host"
         and 0 < twelve.plan.activations_on_device < sixteen.plan.activations_on_device
     )
-    assert sixteen.prediction.ram < 34 * GIB < twelve.prediction.ram < 38 * GIB
+    assert sixteen.prediction.ram < 46 * GIB and sixteen.prediction.ram < twelve.prediction.ram < 56 * GIB
+
+
+def test_hidden_states_are_saved_where_that_is_faster_and_there_is_room():
+    """On the device what is left over; in the host's memory no more than three quarters of it."""
+    large, small, short = on("H100 SXM"), on("H200", vram=12), on("H200", vram=12, ram=48)
+    for hardware, saves in ((large, True), (small, True), (short, False)):
+        choice = choose(work(previews=None), hardware)
+        without = msgspec.structs.replace(choice.plan, save_hidden=False)
+        costs = Costs(work(previews=None), hardware)
+        assert choice.plan.save_hidden == saves
+        assert choice.prediction.need_vram <= hardware.vram_free and choice.prediction.ram <= 0.75 * hardware.ram_total
+        if saves:
+            gain = costs.step(without).total / choice.prediction.seconds.total
+            assert 1.005 < gain < 1.03 and choice.prediction.need_vram <= ROOMY_VRAM * hardware.vram_free
+    assert not choose(work(previews=None), small, compiled=False).plan.save_hidden, "all is computed without compiler"
+    assert not choose(work(previews=None), small, low_vram=True).plan.save_hidden
+    assert not choose(work(21, 256, previews=None), large).plan.save_hidden, "recorded blocks"
+
+
+@pytest.mark.parametrize("exhausted", ["vram", "step", "ram"])
+def test_the_rung_below_saved_hidden_states_takes_less(exhausted):
+    hardware, of = on("H200", vram=12), work(previews=None)
+    costs, plan = Costs(of, hardware), choose(of, hardware).plan
+    lower = next_down(plan, of, hardware, exhausted=exhausted)
+    assert plan.save_hidden and lower is not None
+    if exhausted == "ram":
+        assert not lower.save_hidden
+        assert sum(costs.memory.ram(lower).values()) < sum(costs.memory.ram(plan).values()) - 4 * GIB
+    else:
+        assert costs.memory.vram(lower)[0]["step"] < costs.memory.vram(plan)[0]["step"]
     assert choose(of, on("H200", vram=16), low_vram=True).plan.activations_on_device == 0, "Low VRAM means the host"
 
 

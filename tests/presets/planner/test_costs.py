@@ -318,7 +318,7 @@ def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
 
 def test_a_stash_on_the_device_takes_what_it_spares_the_host():
     """From none to all, block by block; the host's window goes with the last."""
-    costs, one = Costs(work(), H200), Costs(work(), H200).memory.activations()
+    costs, one = Costs(work(), H200), Costs(work(), H200).memory.activations(Plan())
     plans = [plan(activations_on_device=n) for n in range(41)]
     assert [sum(costs.memory.ram(p).values()) for p in plans] == [
         sum(costs.memory.ram(plan(activations="device")).values()) + (40 - n) * one for n in range(41)

@@ -77,7 +77,7 @@ def test_gpus_that_share_clips_have_a_part_of_memory_and_time_and_exchange_token
     assert [load.bucket for load in work.loads] == [load.bucket for load in whole.loads]
     assert 2 * work.largest.rows == pytest.approx(whole.largest.rows, abs=1)
     plan, costs = one.choice.plan, [Costs(each, H100, shape) for each in (whole, work)]
-    assert costs[1].memory.activations() == pytest.approx(costs[0].memory.activations() / 2, rel=1e-3)
+    assert costs[1].memory.activations(Plan()) == pytest.approx(costs[0].memory.activations(Plan()) / 2, rel=1e-3)
     assert 0.5 < costs[1].memory.step(plan)[0] / costs[0].memory.step(plan)[0] < 0.9
     assert costs[1].time.attention(work.loads[0])[0] == pytest.approx(costs[0].time.attention(whole.loads[0])[0] / 2)
     # 12 all-to-alls in each of 40 blocks: each brings half of this GPU's tokens from the other
