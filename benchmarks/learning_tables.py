@@ -18,6 +18,7 @@ PLAN = "plan"  # no field either: one of PLANS, where a toy would run uncompiled
 
 PLANS: dict[str, dict[str, Any]] = {  # what of `presets.planner.plan.Plan` a run of the real base may be given
     "recomputed": {},
+    "hidden-saved": {"save_hidden": True},
     "half-kept": {"kept": LAYERS // 2},
     "all-kept": {"kept": LAYERS},
     "streamed": {"resident": 0, "slots": 2, "activations": "host"},

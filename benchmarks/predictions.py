@@ -91,10 +91,11 @@ H200_OURS = replace(
 CODES = {
     "2026-11-22": "more passes over the tokens, a whole recomputation",
     "2026-11-27, cuDNN": "encodes by cuDNN's convolutions",
-    "2026-11-27": "fewer passes, recomputation up to the last linear; encodes by convolutions of our own, without a"
-    " conditioning's empty frames",
+    "2026-11-27": "fewer passes; recomputed blocks whose backward read zeros",
+    "2026-11-28": "recomputation up to the last linear, with its gradient; encodes by convolutions of our own,"
+    " without a conditioning's empty frames",
 }
-PRESENT = "2026-11-27"
+ZEROS, PRESENT = "2026-11-27", "2026-11-28"
 # an H100 of that evening, with flash-attn-4
 H100_EVENING = replace(
     H100_FLASH4,
@@ -104,12 +105,14 @@ H100_EVENING = replace(
     deterministic_backward_tflops=473,
     memory_gbps=2888,
 )
+# an H100 of the 28th, without it: the attention's rates by that day's timing
+H100_NOON = replace(H100, deterministic_forward_tflops=666, deterministic_backward_tflops=374)
 KEPT = Plan(precision="float8", resident=40, kept=40, activations="device", slots=0)
 RESIDENT = replace(KEPT, kept=0)
 STREAMED_DEVICE = Plan(precision="float8", activations="device")
 STREAMED = Plan(precision="float8")
 SOME = replace(STREAMED, resident=24, kept=24)
-CHUNKED = replace(STREAMED, chunk=8192)
+CHUNKED, WIDE = replace(STREAMED, chunk=8192), replace(STREAMED, chunk=16384)
 
 
 class Step(Struct, frozen=True, kw_only=True):
@@ -193,8 +196,11 @@ def _now(
     reserved: float,
     seconds: float,
     forward: float | None = None,
+    code: str = PRESENT,
 ) -> Step:
-    return Step(card=card, clip=clip, plan=plan, seconds=seconds, forward=forward, peak=peak, reserved=reserved)
+    return Step(
+        card=card, clip=clip, plan=plan, seconds=seconds, forward=forward, peak=peak, reserved=reserved, code=code
+    )
 
 
 SHORT, MIDDLE, LONG, LONGEST = (21, 256, 256), (41, 512, 512), (81, 480, 832), (81, 720, 1280)
@@ -270,25 +276,41 @@ STEPS: dict[str, list[Step]] = {
         Step(card=H100, clip=MIDDLE, plan=STREAMED, seconds=1.992, peak=5.70, code="2026-11-22"),
     ],
     "2026-11-27-fewer-passes": [
-        _now(H100_FLASH4, MIDDLE, STREAMED, 5.79, 6.18, 1.599, 0.470),
-        _now(H100_FLASH4, MIDDLE, replace(KEPT, kept=20), 69.75, 70.12, 1.458, 0.468),
+        _now(H100_FLASH4, MIDDLE, STREAMED, 5.79, 6.18, 1.599, 0.470, ZEROS),
+        _now(H100_FLASH4, MIDDLE, replace(KEPT, kept=20), 69.75, 70.12, 1.458, 0.468, ZEROS),
     ],
     "2026-11-27-one-h200": [
-        _now(H200_FLASH4, MIDDLE, STREAMED, 5.79, 6.18, 1.405, 0.434),
+        _now(H200_FLASH4, MIDDLE, STREAMED, 5.79, 6.18, 1.405, 0.434, ZEROS),
         _now(H200_FLASH4, MIDDLE, KEPT, 115.30, 115.55, 1.269, 0.433),
-        _now(H200_FLASH4, LONG, CHUNKED, 8.71, 8.84, 6.944),
-        _now(H200_FLASH4, LONGEST, CHUNKED, 16.17, 16.49, 29.532),
-        _now(H200_OURS, MIDDLE, STREAMED, 5.79, 6.18, 1.579, 0.445),
+        _now(H200_FLASH4, LONG, CHUNKED, 8.71, 8.84, 6.944, code=ZEROS),
+        _now(H200_FLASH4, LONGEST, CHUNKED, 16.17, 16.49, 29.532, code=ZEROS),
+        _now(H200_OURS, MIDDLE, STREAMED, 5.79, 6.18, 1.579, 0.445, ZEROS),
         _now(H200_OURS, MIDDLE, KEPT, 115.30, 115.55, 1.439, 0.455),
-        _now(H200_OURS, LONG, CHUNKED, 8.08, 8.54, 9.422),
+        _now(H200_OURS, LONG, CHUNKED, 8.08, 8.54, 9.422, code=ZEROS),
     ],
     "2026-11-27-convolutions": [
-        _now(H100_EVENING, MIDDLE, STREAMED, 5.79, 6.18, 1.587, 0.470),
-        _now(H100_EVENING, MIDDLE, replace(KEPT, kept=20), 69.75, 70.10, 1.471, 0.467),
+        _now(H100_EVENING, MIDDLE, STREAMED, 5.79, 6.18, 1.587, 0.470, ZEROS),
+        _now(H100_EVENING, MIDDLE, replace(KEPT, kept=20), 69.75, 70.10, 1.471, 0.467, ZEROS),
+    ],
+    "2026-11-28-recomputed": [
+        _now(H200_FLASH4, MIDDLE, STREAMED, 5.57, 5.80, 1.534, 0.451),
+        _now(H200_FLASH4, MIDDLE, KEPT, 115.30, 115.55, 1.289, 0.444),
+        _now(H200_FLASH4, LONG, CHUNKED, 8.71, 8.91, 7.612),
+        _now(H200_FLASH4, LONG, WIDE, 8.71, 8.93, 7.594),
+    ],
+    "2026-11-28-hidden-states": [
+        _now(H200_FLASH4, MIDDLE, STREAMED, 5.57, 5.80, 1.516, 0.445),
+        _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 5.78, 1.485),
+        _now(H200_FLASH4, MIDDLE, replace(KEPT, kept=20), 69.75, 70.09, 1.395, 0.439),
+        _now(H200_FLASH4, LONG, WIDE, 8.71, 8.93, 7.479),
+        _now(H100_NOON, MIDDLE, STREAMED, 5.57, 5.80, 1.795, 0.482),
+        _now(H100_NOON, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 5.78, 1.767),
+        _now(H100_NOON, LONG, WIDE, 8.08, 8.32, 10.222),
+        _now(H100_NOON, LONG, replace(WIDE, save_hidden=True), 9.33, 9.40, 10.132),
     ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [
-        Step(card=H200_FLASH4, clip=SHORT, plan=plan, seconds=seconds, only_blocks=True)
+        Step(card=H200_FLASH4, clip=SHORT, plan=plan, seconds=seconds, only_blocks=True, code=ZEROS)
         for plan, seconds in (
             (KEPT, 0.623),
             (replace(STREAMED_DEVICE, resident=34), 0.919),

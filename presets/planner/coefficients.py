@@ -17,8 +17,8 @@ class Coefficients:
     fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
     # rows over the whole length while chunks are worked on: gradients in and out, without the activations window
     outside: float = 5.9
-    # rows over one chunk: backward of the token-wise parts; 0.5 of it came with the passes that became fewer ...
-    chunk: float = 6.7
+    # rows over one chunk: backward of the token-wise parts. An H100 and two H200s, 2026-11-28 ...
+    chunk: float = 4.7
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
     turned_ffn: float = 1.0  # the same with int8 alone: a product before it is rotated back. Counted, not measured
     # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
@@ -36,7 +36,7 @@ class Coefficients:
     forward_outside: float = 4.0  # the same around the token-wise parts. An estimate
     forward_chunk: float = 5.0
     forward_chunk_ffn: float = 2.5
-    lost: float = 0.2  # of the working set: what the allocator cannot hand out again
+    lost: float = 0.13  # of the working set: what the allocator cannot hand out again. As `chunk`
     lost_chunked: float = 0.06
     lost_activations: float = 0.04  # of activations on the device
     lost_kept: float = 0.002
@@ -94,7 +94,7 @@ FORWARD, BACKWARD = 0.88, 1.0
 FORWARD_IN_STEPS = {"flash4": 1.03}
 BACKWARD_IN_STEPS = {"flash4": 1.03, "triton-large": 0.97, "triton-small": 0.97}
 # more rows than `attention`: torch's flash kernel in a fixed order has partial sums in fp32, ours have no workspace
-ATTENTION_ROWS = {"flash": 6.0, "triton-large": -1.5, "triton-small": -1.5}
+ATTENTION_ROWS = {"flash": 6.0, "triton-large": -1.9, "triton-small": -1.9}
 # per pixel and frame, counted at 41 x 512 x 512
 ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)
 # The encode of a conditioning, a first frame and then zeros (engine.encode.vae_encoder): of each stage of the encoder
