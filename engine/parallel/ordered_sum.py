@@ -79,19 +79,23 @@ class OrderedSum:
             like = self._parameters[names[piece[0]]]
             sent = torch.cat([*flat, like.new_zeros(max(sizes) - sum(t.numel() for t in flat))])
             del flat
-            for rank, numbers in enumerate(self._gather(sent)):
-                at = 0
-                for i in piece:
-                    for _ in range(counts[rank][i]):
-                        parameter = self._parameters[names[i]]
-                        self._add(names[i], numbers[at : at + parameter.numel()].view_as(parameter))
-                        at += parameter.numel()
+            for of_rank, size, numbers in zip(counts, sizes, self._gather(sent), strict=True):
+                uses = [(names[i], use) for i in piece for use in range(of_rank[i])]
+                parts = numbers[:size].split([self._parameters[name].numel() for name, _ in uses])
+                for turn in range(max(of_rank[i] for i in piece)):
+                    self._add({name: part for (name, use), part in zip(uses, parts, strict=True) if use == turn})
 
-    def _add(self, name: str, use: torch.Tensor) -> None:
-        if name in self._sums:
-            self._sums[name] += use
-        else:  # not 0 + it: that would lose the sign of a zero
-            self._sums[name] = use.clone()
+    def _add(self, uses: dict[str, torch.Tensor]) -> None:
+        """One use of each of these parameters, by few kernels: to launch one each would take longer than they run."""
+        views = {name: use.view_as(self._parameters[name]) for name, use in uses.items()}
+        known = [name for name in uses if name in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[name] for name in known], [views[name] for name in known])
+        # not 0 + it: that would lose the sign of a zero
+        new = {name: torch.empty_like(use) for name, use in views.items() if name not in self._sums}
+        if new:
+            torch._foreach_copy_(list(new.values()), [views[name] for name in new])
+            self._sums |= new
 
     def finish(self) -> None:
         """The sums are the parameters' gradients from now on."""
