@@ -216,12 +216,9 @@ class MemoryCosts:
         if plan.activations == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
             decode -= held["weights"] + held["ring"] + held["stem"] + held.get("graphs", 0)
-        return max(
-            (decode, c.lost_vae * decode),
-            (encode, c.lost_vae * encode),
-            passes,
-            key=sum,
-        )
+        parts = [passes, (decode, c.lost_vae * decode), (encode, c.lost_vae * encode)]
+        highest = max(size for size, _ in parts)  # what is lost may lift another part above it
+        return highest, max(map(sum, parts)) - highest
 
     def preview_forward(self, plan: Plan, previews: PreviewLoad, batch: int) -> tuple[float, float]:
         """(working set of a preview's pass, lost), with what its accelerator brings to the device block by block."""
