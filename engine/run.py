@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.parallel.own_gpu import left, notices, own_gpu, require_as_many
+from engine.parallel.own_gpu import as_here, left, notices, own_gpu, require_as_many
 from engine.parallel.parts import Rank, parts_of
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopRequested
@@ -102,7 +102,7 @@ def run_job(
         base_dir = job_path.resolve().parent
         require_utf8(out or base_dir)
         folder = (out.resolve() if out else default_out(job_path)) / job.job.name
-        require_as_many(left(job, gpus), rank.here or rank.world)
+        require_as_many(left(job, gpus), rank.on_host)
         if resume and not holds_a_run(folder):
             raise UserError(
                 "no run lies here that could be resumed",
@@ -215,7 +215,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
                 crew.team = Team(rank, parts_of(begin.job, rank.world), device, partial(_end_at_loss, folder, log))
                 control.polled = crew.team.signs.give
                 require_one_kind(crew.team, device)
-            workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+            workers = limits.workers if limits.workers is not None else default_workers(rank)
 
             def tell_others(running: Running) -> None:
                 if crew.team is not None:
@@ -265,7 +265,6 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
     except UserError:
         time.sleep(SAID_SECONDS)
         return FAILED
-    narrowed = partial(own_gpu, rank, here) if limits.device is None else lambda facts: facts
     try:
         fault_injection.at("rank.begin", 0)
         own = _own_machine(job_path, here, rank, limits)
@@ -286,7 +285,8 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         return FAILED
     if device.type == "cpu":
         one_thread()
-    workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+    workers = limits.workers if limits.workers is not None else default_workers(rank)
+    narrowed = partial(as_here, rank, here, own) if limits.device is None else lambda facts: facts
     return follow(job, rank, device, workers=workers, narrowed=narrowed)
 
 
@@ -380,9 +380,9 @@ def anything_saved(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step_*"))
 
 
-def default_workers(ranks: int = 1) -> int:
-    """Half the cores over all ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
-    return max(1, min(4, cores() // 2 // ranks))
+def default_workers(rank: Rank) -> int:
+    """Half the cores over the host's ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
+    return max(1, min(4, cores() // 2 // rank.on_host))
 
 
 @contextmanager

@@ -49,8 +49,8 @@ def notices(rank: Rank, job: Job, here: Job, facts: Facts) -> list[Finding]:
                 fix="Once all are there again, stop it and resume it: then all are used",
             )
         )
-    if 0 < rank.here < rank.world and facts.machine is not None and facts.machine.gpus:
-        hosts = -(-rank.world // rank.here)
+    if rank.several_hosts and facts.machine is not None and facts.machine.gpus:
+        hosts = -(-rank.world // rank.on_host)
         found.append(
             Finding(
                 code="more-gpus",
@@ -80,3 +80,11 @@ def own_gpu(rank: Rank, job: Job, facts: Facts) -> Facts:
     mine = [gpu for gpu in machine.gpus if gpu.index == job.job.gpus[rank.local]]
     ram = machine.ram_free // len(job.job.gpus)
     return msgspec.structs.replace(facts, machine=msgspec.structs.replace(machine, gpus=mine, ram_free=ram))
+
+
+def as_here(rank: Rank, job: Job, own: Facts, facts: Facts) -> Facts:
+    """The first rank's facts as one behind it has them: with its own GPU, and where there are several hosts with its
+    own machine, which `own` holds."""
+    if rank.several_hosts:
+        return msgspec.structs.replace(facts, machine=own.machine)
+    return own_gpu(rank, job, facts)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.parallel.own_gpu import left, notices, own_gpu, require_as_many
+from engine.parallel.own_gpu import as_here, left, notices, own_gpu, require_as_many
 from engine.parallel.parts import Rank
 from presets.errors import UserError
 from presets.facts.facts import Facts
@@ -30,6 +30,14 @@ def test_more_processes_than_gpus_are_refused_by_all_of_them_the_first_too():
     for local in (0, 1):
         with pytest.raises(UserError, match="2 processes were started on this host, and the job names 1 GPU"):
             own_gpu(Rank(local, 2, local, 2), job, facts())
+
+
+def test_on_another_host_than_the_first_a_rank_has_its_own_machine():
+    job = job_from_dict({"job": {"name": "t", "gpus": [0, 1]}, "datasets": [{"path": "x"}]})
+    own = Facts(base=Path("/"), machine=machine(gpu(uuid="GPU-of-this-host")))
+    assert as_here(Rank(3, 4, 1, 2), job, own, facts()).machine is own.machine
+    shared = as_here(Rank(1, 2, 1, 2), job, own, facts()).machine
+    assert shared is not None and [g.index for g in shared.gpus] == [1] and shared.gpus[0].uuid != "GPU-of-this-host"
 
 
 def test_several_hosts_are_spoken_of_on_cards_and_refused_nowhere():
