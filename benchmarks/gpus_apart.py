@@ -9,9 +9,9 @@
     time, each on cards of its own)
     python -m benchmarks.gpus_apart --tiny DIR --gpus 0,1,2,3 --at-once      (all cases in small, on the CPU)
 
-Of each job one training has one GPU and one has --together of them. For more than two cards in one training, first
-raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run, and RECORDED_PER_CLIP for GPUs that share
-clips: they stay raised with the results of this.
+Of each job one training has one GPU and one has --together of them. With results of more than RECORDED cards in one
+training, or of RECORDED_PER_CLIP that share a clip, raise these in presets/job/gpu_shares.py: checks then no longer say
+that nobody has measured it.
 
 Where both experts train and the number of GPUs is even, they train apart; else the GPUs share the micro-batches of each
 step, so training.gradient_accumulation has to be a multiple of their number. With --per-clip they share clips: those

@@ -1,5 +1,5 @@
-"""`python -m engine JOB.toml [--out DIR] [--resume [--from STEP] [--accept-changes]] [--vram GIB]`: train one job,
-complete by itself.
+"""`python -m engine JOB.toml [--out DIR] [--resume [--from STEP] [--accept-changes]] [--gpus N,M] [--vram GIB]`:
+train one job, complete by itself.
 
 Kept light: the data workers import this module again when they start.
 """
@@ -41,6 +41,12 @@ def main(argv: list[str] | None = None) -> int:
             " was begun"
         ),
     )
+    parser.add_argument(
+        "--gpus",
+        type=numbers,
+        metavar="N,M",
+        help="of the GPUs that the job names only these, because the others are gone",
+    )
     parser.add_argument("--vram", type=float, metavar="GIB", help="use at most so much of the card's memory")
     parser.add_argument(
         "--fault",
@@ -69,7 +75,12 @@ def main(argv: list[str] | None = None) -> int:
         from_step=args.from_step,
         accept_changes=args.accept_changes,
         vram_gib=args.vram,
+        gpus=args.gpus,
     )
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def fault(text: str) -> str:

@@ -6,14 +6,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.parallel.own_gpu import own_gpu, require_as_many, require_recorded
+from engine.parallel.own_gpu import as_here, left, notices, own_gpu, require_as_many
 from engine.parallel.parts import Rank, parts_of
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopRequested
@@ -57,6 +57,7 @@ class Limits:
     workers: int | None  # processes that decode clips
     device: str | None  # as torch calls it
     vram: int | None  # bytes of the card's memory
+    gpus: Sequence[int] | None  # of those that the job names
 
 
 @dataclass
@@ -78,14 +79,16 @@ def run_job(
     workers: int | None = None,
     device: str | None = None,
     vram_gib: float | None = None,
+    gpus: Sequence[int] | None = None,
 ) -> int:
     """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never
     raised.
 
     `resume` continues from the newest checkpoint, or goes back to that of `from_step`; with `accept_changes` also when
-    the run is no longer the one that was begun. `vram_gib` caps the card's memory.
+    the run is no longer the one that was begun. `vram_gib` caps the card's memory. `gpus`: of those that the job names
+    only these, because the others are gone.
     """
-    limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30))
+    limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30), gpus)
     crew = Crew()
     try:
         rank = Rank.of()
@@ -94,12 +97,12 @@ def run_job(
         job = load_job(job_path)
         parts_of(job, rank.world)
         if rank.world > 1 and rank.here != rank.world:  # torchrun ends those of its host
-            _own_machine(job_path, job, rank, limits)
+            _own_machine(job_path, left(job, gpus), rank, limits)
             crew.waiting = rank  # all that the others look at themselves is well
         base_dir = job_path.resolve().parent
         require_utf8(out or base_dir)
         folder = (out.resolve() if out else default_out(job_path)) / job.job.name
-        require_as_many(job, rank.here or rank.world)
+        require_as_many(left(job, gpus), rank.on_host)
         if resume and not holds_a_run(folder):
             raise UserError(
                 "no run lies here that could be resumed",
@@ -177,10 +180,11 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
     rank = Rank.of()
     control = Control(folder, tell=log.finding)
     control.listen()
-    facts = facts_of_all = _checked(folder, begin, base_dir, log)
+    here = left(begin.job, limits.gpus)
+    facts = facts_of_all = _checked(folder, begin, here, base_dir, log)
     if limits.device is None:
-        facts = own_gpu(rank, begin.job, facts)
-        use_gpus(begin.job, facts)
+        facts = own_gpu(rank, here, facts)
+        use_gpus(here, facts)
         wake_card()
 
     _import_all()
@@ -196,8 +200,6 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             device = open_device_with_room(limits.device, vram=limits.vram)
             if limits.device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(device, facts.machine)  # before anything is downloaded or packed
-            if device.type == "cuda":
-                require_recorded(rank, begin.job)
             from engine.memory.planning import Running
             from engine.parallel.orders import Prepare
             from engine.parallel.team import Team
@@ -213,7 +215,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
                 crew.team = Team(rank, parts_of(begin.job, rank.world), device, partial(_end_at_loss, folder, log))
                 control.polled = crew.team.signs.give
                 require_one_kind(crew.team, device)
-            workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+            workers = limits.workers if limits.workers is not None else default_workers(rank)
 
             def tell_others(running: Running) -> None:
                 if crew.team is not None:
@@ -259,15 +261,15 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
     try:
         job = load_job(job_path)
         parts_of(job, rank.world)
+        here = left(job, limits.gpus)
     except UserError:
         time.sleep(SAID_SECONDS)
         return FAILED
-    narrowed = partial(own_gpu, rank, job) if limits.device is None else lambda facts: facts
     try:
         fault_injection.at("rank.begin", 0)
-        own = _own_machine(job_path, job, rank, limits)
+        own = _own_machine(job_path, here, rank, limits)
         if limits.device is None:
-            use_gpus(job, own)
+            use_gpus(here, own)
             wake_card()
         with uncollected():
             import_diffusers()
@@ -283,7 +285,8 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         return FAILED
     if device.type == "cpu":
         one_thread()
-    workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+    workers = limits.workers if limits.workers is not None else default_workers(rank)
+    narrowed = partial(as_here, rank, here, own) if limits.device is None else lambda facts: facts
     return follow(job, rank, device, workers=workers, narrowed=narrowed)
 
 
@@ -327,11 +330,12 @@ def _import_all() -> None:
     diffusers_logging.disable_progress_bar()
 
 
-def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) -> Facts:
-    """The facts of a job that has no errors, which the run folder holds from now on. Raises UserError."""
+def _checked(folder: Path, begin: ResumePoint, here: Job, base_dir: Path, log: EventLog) -> Facts:
+    """The facts of a job that has no errors, which the run folder holds from now on. `here`: it with the GPUs of this
+    attempt. Raises UserError."""
     log.phase("loading", 0, 1, "checking the job")
     facts = gather(begin.job, base_dir, out=folder.parent, accepted=begin.check)
-    findings = check_job(begin.job, facts)
+    findings = [*notices(Rank.of(), begin.job, here, facts), *check_job(here, facts)]
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
@@ -376,9 +380,9 @@ def anything_saved(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step_*"))
 
 
-def default_workers(ranks: int = 1) -> int:
-    """Half the cores over all ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
-    return max(1, min(4, cores() // 2 // ranks))
+def default_workers(rank: Rank) -> int:
+    """Half the cores over the host's ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
+    return max(1, min(4, cores() // 2 // rank.on_host))
 
 
 @contextmanager

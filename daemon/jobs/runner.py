@@ -18,6 +18,7 @@ from daemon.events.event_tail import Tail
 from daemon.events.event_tails import Tails
 from daemon.jobs.control_files import name_run, prepare, write_command
 from daemon.machine.gpu_wait import GpuWait, locked
+from daemon.machine.lost_gpus import Left, left
 from daemon.processes.proc import ProcessId, identify, marked, oom_kills
 from daemon.processes.start_trainer import for_gpus, start_trainer
 from daemon.processes.trainer_process import Trainer
@@ -128,6 +129,11 @@ class Runner:
             async with self.tails.folder(job):
                 tail = await self.tails.catch_up(entry.record)
                 begun = not why and await self._background(partial(prepare, run_dir), what=str(run_dir))
+                options = _options(entry) if begun else []
+                there = Left(entry.record.gpus, [])
+                if options:  # the trainer refuses a job that names a GPU which has never been there
+                    look = partial(left, entry.record, self._paths.job_file(job))
+                    there = await self._background(look, what="the NVIDIA driver")
                 if entry.record.file_name:  # it was renamed before it began
                     copy = self._paths.job_file(job)
                     await self._background(partial(name_run, copy, run_dir.name), what=str(copy))
@@ -135,8 +141,11 @@ class Runner:
                 then = self._queue.never_launched(job, time.monotonic())
             elif why:
                 then = restarts.cannot_start(self._queue, job, why, time.monotonic())
+            elif there.refused:
+                end = AttemptResult("failed", f"{there.why} {there.refused}.")
+                then = self._queue.ended(job, end, time.monotonic())
             else:
-                then = self._start(entry, tail, _options(entry) if begun else [])
+                then = self._start(entry, tail, options, there)
         except Exception as e:
             if not isinstance(e, (OSError, ValueError)):  # a bug of ours, in one job perhaps: the others continue
                 log.exception("launch failed")
@@ -151,7 +160,7 @@ class Runner:
         del self._launches[job]
         self._apply(then)
 
-    def _start(self, entry: Entry, tail: Tail, options: list[str]) -> list[Instruction]:
+    def _start(self, entry: Entry, tail: Tail, options: list[str], there: Left) -> list[Instruction]:
         """Raises OSError."""
         record, job = entry.record, entry.record.id
         lock, missing = lock_gpus(record.devices, record.name)
@@ -159,6 +168,12 @@ class Runner:
             lock.close()
             return restarts.cannot_start(self._queue, job, locked(entry), time.monotonic())
         record.attempt = max(record.attempt, tail.view.attempt + 1)
+        record.gone = there.gone
+        devices = dict(zip(record.gpus, record.devices, strict=False))
+        if there.gone:
+            log.warning("job %d: %s It goes on with GPU %s", job, there.why, " and ".join(map(str, there.use)))
+            devices = {gpu: devices[gpu] for gpu in there.use}
+            options = [*options, "--gpus", ",".join(map(str, there.use))]
         kills = oom_kills()
         # whatever has that name: a pipe without a reader would be waited for
         self.log_of(record).unlink(missing_ok=True)
@@ -167,15 +182,14 @@ class Runner:
         entry.lacking = [name for name in entry.secrets if name not in given | kept]
         try:
             child = start_trainer(
-                for_gpus(self._command, len(record.gpus)),
+                for_gpus(self._command, len(there.use)),
                 job_file=self._paths.job_file(job),
                 out=record.out,
                 options=options,
                 marker=self.marker(entry),
                 log=self.log_of(record),
                 keep=lock.descriptors,
-                environment=environment(os.environ, entry.shell, kept | given)
-                | shown_to_cuda(dict(zip(record.gpus, record.devices, strict=False))),
+                environment=environment(os.environ, entry.shell, kept | given) | shown_to_cuda(devices),
             )
         except OSError:
             lock.close()

@@ -25,6 +25,7 @@ from daemon.jobs.attempt_result import last_word, progress_of, result_of, with_r
 from daemon.jobs.restore import restore
 from daemon.jobs.runner import Runner
 from daemon.jobs.settings_file import SettingsFile
+from daemon.machine.lost_gpus import LostGpus, after_loss
 from daemon.machine.machine_watch import MachineWatch
 from daemon.processes.proc import age
 from daemon.queue import restarts
@@ -88,6 +89,7 @@ class Service:
             paths, trainer_command, self.queue, self.background, self.apply, lambda: not self.unwritable, self.hurry.set
         )
         self._trainers, self.tails = self.runner.trainers, self.runner.tails
+        self._lost = LostGpus(self.background, paths.job_file, self.hurry.set)
         # called when there is something in the outbox that did not come of a request or tick
         self.on_news: Callable[[], None] = lambda: None
         self._live = LiveReader(self.tails, self._take, lambda: self.on_news())
@@ -243,10 +245,13 @@ class Service:
                 self.apply(self.queue.said_last_word(job, now))
             # of a trainer that has ended, everything is there to be read
             if not alive and self._live.is_settled(job):
+                end = result_of(entry, tail, exit_code=trainer.exit_code, log=self.runner.log_of(entry.record))
+                if (left := self._lost.after(entry, end)) is None:
+                    continue
                 self.runner.let_go(job)
                 self._live.leave(job)
                 measure(entry, tail.view, 0.0)
-                end = result_of(entry, tail, exit_code=trainer.exit_code, log=self.runner.log_of(entry.record))
+                end = after_loss(end, left) if left.gone else end
                 log.info("job %d: %s %s", job, end.state, end.outcome)
                 self.apply(self._after(entry, tail, end, now))
         self.runner.look(now)

@@ -78,6 +78,7 @@ class AttemptResult(Struct, frozen=True):
     outcome: str = ""
     cause: str = ""  # the part of the outcome that says what went wrong
     may_pass: bool = False  # it failed, and for no reason that the user must mend: another attempt may go well
+    lost: bool = False  # it failed because GPUs were lost, and others of its own can go on
 
 
 class Changed(Struct, frozen=True):

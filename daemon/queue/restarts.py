@@ -31,12 +31,12 @@ class Progress(NamedTuple):
 
 def restart_delay(entry: Entry, result: AttemptResult, progress: Progress, *, most: int, delay: float) -> float | None:
     """Seconds after which a job whose attempt has failed starts again by itself, twice as many each time; None when it
-    does not. It does when the reason may pass and the attempt came further than it began; and, that once having been
-    so, `most` times without a new checkpoint."""
+    does not. It does when the reason may pass and the attempt came further than it began, or has lost a GPU and
+    others can go on; and, that once having been so, `most` times without a new checkpoint."""
     made = 0 if progress.saved else entry.restarts
     if not result.may_pass or entry.ending or entry.no_restart or not progress.resumable or made >= most:
         return None
-    if not (progress.stepped or progress.saved or made):
+    if not (result.lost or progress.stepped or progress.saved or made):
         return None
     return min(delay * 2**made, LONGEST_DELAY)
 

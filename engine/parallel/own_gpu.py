@@ -1,13 +1,26 @@
 """Which GPU is a rank's own, and whether as many ranks were started as the job names GPUs. Imports no torch."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from engine.parallel.parts import Rank
 from presets.errors import UserError
 from presets.facts.facts import Facts
-from presets.job import gpu_shares
+from presets.findings import Finding
+from presets.job.gpu_shares import never_measured, to_be_sure
 from presets.job.schema import Job
 from presets.text import to_type
+
+
+def left(job: Job, gpus: Sequence[int] | None) -> Job:
+    """The job as an attempt has it that is given `gpus` alone, because the others are gone; as it is without. Raises
+    UserError where it does not name them."""
+    if gpus is None:
+        return job
+    if unknown := [gpu for gpu in gpus if gpu not in job.job.gpus]:
+        raise UserError(f"the job names no GPU {unknown[0]}", where="--gpus", fix=f"Give some of {job.job.gpus}")
+    return msgspec.structs.replace(job, job=msgspec.structs.replace(job.job, gpus=list(gpus)))
 
 
 def require_as_many(job: Job, processes: int) -> None:
@@ -21,18 +34,34 @@ def require_as_many(job: Job, processes: int) -> None:
         )
 
 
-def require_recorded(rank: Rank, job: Job) -> None:
-    """So many cards of one host have been seen to train one run together, and to share clips. Raises UserError."""
-    several_hosts = 0 < rank.here < rank.world
-    if rank.world > gpu_shares.RECORDED or several_hosts:
-        raise UserError(
-            f"{rank.world} cards{' of several hosts' if several_hosts else ''} were never seen to train one run"
-            " together yet",
-            where="WORLD_SIZE",
-            fix=f"Train with {gpu_shares.RECORDED} of one host: name as many in job.gpus",
+def notices(rank: Rank, job: Job, here: Job, facts: Facts) -> list[Finding]:
+    """What is to be said of the GPUs of an attempt besides what the job tells: which of the job's it does without, and
+    that nobody has measured cards of several hosts yet. `here`: what `left` gave."""
+    found = []
+    if missing := [str(gpu) for gpu in dict.fromkeys(job.job.gpus) if gpu not in here.job.gpus]:
+        message = f"the run goes on without GPU {' and '.join(missing)}, which was gone when this attempt was started"
+        found.append(
+            Finding(
+                code="gpus-gone",
+                severity="warning",
+                field="job.gpus",
+                message=f"{message}: to the same LoRAs with GPU {' and '.join(map(str, here.job.gpus))}, and slower",
+                fix="Once all are there again, stop it and resume it: then all are used",
+            )
         )
-    if why := gpu_shares.never_shared(job):
-        raise UserError(why, where="job.gpus_per_clip", fix="Set job.gpus_per_clip = 1")
+    if rank.several_hosts and facts.machine is not None and facts.machine.gpus:
+        hosts = -(-rank.world // rank.on_host)
+        found.append(
+            Finding(
+                code="more-gpus",
+                severity="advice",
+                field="job.gpus",
+                message=f"{never_measured(job, rank.world, hosts=hosts)} was shown by processes on a CPU, and not"
+                " measured on cards yet",
+                fix=to_be_sure(job, rank.world, hosts=hosts),
+            )
+        )
+    return found
 
 
 def own_gpu(rank: Rank, job: Job, facts: Facts) -> Facts:
@@ -51,3 +80,11 @@ def own_gpu(rank: Rank, job: Job, facts: Facts) -> Facts:
     mine = [gpu for gpu in machine.gpus if gpu.index == job.job.gpus[rank.local]]
     ram = machine.ram_free // len(job.job.gpus)
     return msgspec.structs.replace(facts, machine=msgspec.structs.replace(machine, gpus=mine, ram_free=ram))
+
+
+def as_here(rank: Rank, job: Job, own: Facts, facts: Facts) -> Facts:
+    """The first rank's facts as one behind it has them: with its own GPU, and where there are several hosts with its
+    own machine, which `own` holds."""
+    if rank.several_hosts:
+        return msgspec.structs.replace(facts, machine=own.machine)
+    return own_gpu(rank, job, facts)

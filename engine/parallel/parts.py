@@ -26,6 +26,15 @@ class Rank:
     local: int  # the number among those of this host
     here: int = 0  # how many of them this host has; 0 where nothing says so
 
+    @property
+    def on_host(self) -> int:
+        """How many of them share this host, as far as is said."""
+        return self.here or self.world
+
+    @property
+    def several_hosts(self) -> bool:
+        return self.on_host < self.world
+
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> "Rank":
         """This process; the only one where nothing says that there are others, whatever else a scheduler has set.

@@ -9,8 +9,8 @@ from presets.job.expert_schedule import EXPERTS, Expert, trained_experts
 from presets.job.schema import Job
 
 # The most GPUs of one host with which a run on real cards is recorded (in benchmarks/results). With more, and with
-# several hosts, only the CPU's gloo has shown that the LoRAs come out bit-equal. Whoever records such a run
-# (benchmarks.gpus_apart) raises this with it.
+# several hosts, only the CPU's gloo has shown that the LoRAs come out bit-equal: that is said, and nothing is refused.
+# Whoever records such a run (benchmarks.gpus_apart) raises this with it.
 RECORDED = 2
 # The same of GPUs that share each clip.
 RECORDED_PER_CLIP = 2
@@ -85,21 +85,34 @@ def listed(numbers: list[int]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def recorded(job: Job, *, on_cards: bool) -> bool:
-    """Whether as many GPUs as the job names have been seen to train together. Processes on the CPU have."""
-    return not on_cards or len(set(job.job.gpus)) <= RECORDED
-
-
-def never_shared(job: Job) -> str:
-    """That so many cards were never seen to share clips; "" where they were."""
+def never_measured(job: Job, gpus: int, *, hosts: int = 1) -> str:
+    """What of a run on so many cards in all nobody has measured on cards yet, for people; "" where somebody has."""
     each = job.job.gpus_per_clip
-    if each <= RECORDED_PER_CLIP:
+    if gpus <= RECORDED and hosts == 1 and each <= RECORDED_PER_CLIP:
         return ""
+    cards = f"{gpus} cards" if hosts == 1 else f"{gpus} cards of {hosts} hosts"
+    return f"that {cards} make the LoRAs of one" if each == 1 else f"that {cards}, {each} to a clip, agree with one"
+
+
+def to_be_sure(job: Job, gpus: int, *, hosts: int = 1) -> str:
+    """What shows it on the user's own cards, before a long run."""
+    if hosts > 1:
+        return (
+            "To be sure, train its first steps under another name on one GPU as well, and compare the losses in both"
+            " events.jsonl: they are the same to the last digit"
+        )
+    each = f" --per-clip {job.job.gpus_per_clip}" if job.job.gpus_per_clip > 1 else ""
+    named = ",".join(map(str, dict.fromkeys(job.job.gpus) if len(set(job.job.gpus)) == gpus else range(gpus)))
     return (
-        f"{each} cards were never seen to share a clip yet, only processes on a CPU: a run of"
-        f" `python -m benchmarks.gpus_apart JOB.toml --gpus {','.join(map(str, range(each)))} --per-clip {each}` has to"
-        " be recorded first"
+        f"To be sure, compare 20 steps with those of one GPU first, in a checkout of wanlora: python -m"
+        f" benchmarks.gpus_apart JOB.toml --gpus {named}{each} --steps 20"
     )
+
+
+def left_of(job: Job, there: Sequence[int]) -> list[int]:
+    """Those of the job's GPUs still `there` that go on with its run to the same bits: the first, as many as can share
+    its work, where clips are shared in groups of the same size. [] where none can."""
+    return list(there[: max((n for n in numbers(job) if n <= len(there)), default=0)])
 
 
 def of_experts(job: Job, experts: Sequence[Expert]) -> Job:

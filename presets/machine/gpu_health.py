@@ -54,11 +54,20 @@ class Nvml:
             if not self._open:
                 self._nvml.nvmlInit()
                 self._open = True
-            return [found for gpu in gpus if (found := self._look(gpu)) is not None]
+            return [found for gpu in gpus if (found := self._look_unless_lost(gpu)) is not None]
         except self._nvml.NVMLError:  # no driver, or it was updated or reloaded: begin anew next time
             self._open = False
             self._handles.clear()
             return []
+
+    def _look_unless_lost(self, gpu: str) -> GpuHealth | None:
+        """The others of a job go on without one that has fallen off the bus. It may come back: begin anew next time."""
+        try:
+            return self._look(gpu)
+        except self._nvml.NVMLError_GpuIsLost:
+            self._open = False
+            self._handles.clear()
+            return None
 
     def _look(self, gpu: str) -> GpuHealth | None:
         n, ask = self._nvml, self._ask

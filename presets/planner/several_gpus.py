@@ -144,14 +144,17 @@ def turned_without_steps(work: Workload, shape: ExpertShape, *, link_gbps: float
     )
 
 
-def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbps: float | None = None) -> Shared:
-    """The job on so many GPUs like `hardware` of one host, whose processes share the frozen weights. `link_gbps`: what
-    one receives from the others, 10^9 bytes a second. Raises UserError, for a number that cannot share its steps with
-    those that can, and DoesNotFit."""
+def share_out(
+    job: Job, facts: Facts, hardware: Hardware, gpus: int, *, hosts: int = 1, link_gbps: float | None = None
+) -> Shared:
+    """The job on so many GPUs in all of `hosts` like `hardware`, on each of which the processes share the frozen
+    weights. `link_gbps`: what one receives from the others, 10^9 bytes a second. Raises UserError, for a number that
+    cannot share its steps with those that can, and DoesNotFit."""
     require_fits(job, gpus)
     sharing, divided, together = for_one_step(job, gpus), apart(job, gpus), at_once(job, gpus)
-    each = msgspec.structs.replace(hardware, ram_free=hardware.ram_free // gpus)
-    of_one, shape = msgspec.structs.replace(workload_of(job, facts), sharers=gpus), shape_of(facts)
+    of_host = gpus // hosts
+    each = msgspec.structs.replace(hardware, ram_free=hardware.ram_free // of_host)
+    of_one, shape = msgspec.structs.replace(workload_of(job, facts), sharers=of_host), shape_of(facts)
     work = without_steps(job, of_one, gpus)
     choice = choose_work(work, job, facts, each)
     link = hardware.copy_gbps * THROUGH_HOST if link_gbps is None else link_gbps
@@ -160,7 +163,7 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
         expert = trained_experts(job)[rank // sharing] if divided else None
         shows = rank < of_previews(job, gpus)
         part = job if shows else of_experts(job, [expert] if expert else trained_experts(job))
-        own = without_steps(job, msgspec.structs.replace(workload_of(part, facts), sharers=gpus), gpus)
+        own = without_steps(job, msgspec.structs.replace(workload_of(part, facts), sharers=of_host), gpus)
         if own.previews is not None:
             own = msgspec.structs.replace(own, previews=msgspec.structs.replace(own.previews, whole=rank == 0))
         found = predict(choice.plan, own, each, shape)

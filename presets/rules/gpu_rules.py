@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 from presets.facts.facts import Facts, model_missing, used_gpus
-from presets.job import gpu_shares
 from presets.job.expert_schedule import high_ranks
-from presets.job.gpu_shares import HEADS, cannot_share_clips, fits, listed, never_shared, numbers, recorded
+from presets.job.gpu_shares import HEADS, cannot_share_clips, fits, listed, never_measured, numbers, to_be_sure
 from presets.job.schema import Job
 from presets.job.toml_file import get_value
 from presets.machine.precisions import LEAST, text
@@ -116,16 +115,15 @@ def on_cards(facts: Facts) -> bool:
     return not facts.tiny or (facts.machine is not None and bool(facts.machine.gpus))
 
 
-@rule("more-gpus", "error")
+@rule("more-gpus", "advice")
 def more_gpus(job: Job, facts: Facts) -> Iterator[Found]:
-    """No more GPUs are named than have been seen to train one job together, on cards like these."""
-    gpus = list(dict.fromkeys(job.job.gpus))
-    if not recorded(job, on_cards=on_cards(facts)):
+    """No more GPUs are named, or share a clip, than have been measured on cards; with more nothing is refused."""
+    gpus = len(set(job.job.gpus))
+    if on_cards(facts) and (what := never_measured(job, gpus)):
         yield Found(
             "job.gpus",
-            f"{len(gpus)} GPUs are named, and a job was never run on {len(gpus)} cards yet: that so many make the LoRAs"
-            " of one was only shown by processes on a CPU",
-            set={"job.gpus": gpus[: gpu_shares.RECORDED]},
+            f"{what} was shown by processes on a CPU, and not measured on cards yet",
+            fix=to_be_sure(job, gpus),
         )
 
 
@@ -135,7 +133,7 @@ def gpus_share(job: Job, facts: Facts) -> Iterator[Found]:
     of them do so for each expert."""
     gpus = list(dict.fromkeys(job.job.gpus))
     whole = len(gpus) % job.job.gpus_per_clip == 0  # else that is what is wrong
-    if recorded(job, on_cards=on_cards(facts)) and whole and not fits(job, len(gpus)):
+    if whole and not fits(job, len(gpus)):
         yield Found(
             "job.gpus",
             f"{len(gpus)} GPUs cannot share steps of {job.training.gradient_accumulation} micro-batches"
@@ -161,21 +159,16 @@ def gpus_of_one_kind(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("gpus-per-clip", "error")
 def gpus_per_clip(job: Job, facts: Facts) -> Iterator[Found]:
-    """GPUs that share a clip divide the job's GPUs, the heads of the attention and the tokens; and have been seen to,
-    on cards."""
+    """GPUs that share a clip divide the job's GPUs and the heads of the attention, and are no more than its tokens."""
     each, gpus = job.job.gpus_per_clip, len(set(job.job.gpus))
     if each == 1:
         return
     heads = (facts.model.heads if facts.model else 0) or HEADS
     fewest = min(load.bucket.tokens for load in workload_of(job, facts).loads)
     why = (
-        (never_shared(job) if on_cards(facts) else "")
-        or (
-            f"{gpus} GPU{'s are' if gpus > 1 else ' is'} named, and {each} are to share each clip"
-            if gpus % each
-            else ""
-        )
-        or cannot_share_clips(job, heads=heads, fewest=fewest)
+        f"{gpus} GPU{'s are' if gpus > 1 else ' is'} named, and {each} are to share each clip"
+        if gpus % each
+        else cannot_share_clips(job, heads=heads, fewest=fewest)
     )
     if why:
         yield Found("job.gpus_per_clip", why, set={"job.gpus_per_clip": 1})

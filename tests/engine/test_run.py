@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from engine import follow
+from engine import follow, run
 from engine.parallel import team
 from engine.parallel.orders import End
-from engine.parallel.parts import parts_of
+from engine.parallel.parts import Rank, parts_of
 from engine.run import run_job
 from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers.jobs import events, write_job
@@ -21,6 +21,12 @@ def test_an_environment_that_fits_no_rank_is_said_in_one_line(monkeypatch, capsy
     assert run_job(tmp_path / "job.toml", None, resume=False) == 1
     out, err = capsys.readouterr()
     assert not out and err.startswith("wanlora: ") and "WORLD_SIZE=many" in err and err.count("\n") == 1
+
+
+def test_the_cores_of_a_host_are_shared_by_its_own_ranks(monkeypatch):
+    monkeypatch.setattr(run, "cores", lambda: 64)
+    workers = [run.default_workers(Rank(0, world, 0, here)) for world, here in ((1, 1), (64, 8), (64, 0), (16, 16))]
+    assert workers == [4, 4, 1, 2]
 
 
 def test_cards_of_two_kinds_are_refused_before_anything_is_loaded(tiny: Path, tmp_path: Path, monkeypatch):

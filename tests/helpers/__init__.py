@@ -3,6 +3,7 @@
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
+SOME_GPUS = ROOT / "tests/helpers/some_gpus"  # the same: one with the GPUs that a file names
 NO_GPUS = ROOT / "tests/helpers/no_gpus"  # put first into PYTHONPATH: a machine without GPUs, whatever it has
 NO_TORCH = ROOT / "tests/helpers/no_torch"  # put first there: torch is not installed
 # A trainer compiles nothing on a CPU. Where bitsandbytes is installed, torch loads its compiler all the same, for what

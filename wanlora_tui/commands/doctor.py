@@ -23,6 +23,7 @@ from wanlora_tui.commands.doctor_machine import (
     disk,
     gpus,
     link,
+    many_gpus,
     model,
     python,
     ram,
@@ -83,6 +84,7 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield codecs()
     yield model()
     yield torch(machine)
+    yield from many_gpus(machine)
     yield from link(machine)
 
 

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from presets.job.gpu_shares import RECORDED
 from presets.machine.machine import WSL, Machine
 from presets.machine.torch_build import (
     CUDNN_OPEN,
@@ -244,6 +245,14 @@ def link(machine: Machine) -> Iterator[Line]:
     except subprocess.CalledProcessError as e:
         last = str(e.stderr).strip().rpartition("\n")[2]
         yield Line("warn", "Link", f"not measured: {last}", "Look at what doctor says of torch")
+
+
+def many_gpus(machine: Machine) -> Iterator[Line]:
+    """That more GPUs than were measured together may train one job."""
+    good = sum(not gpu.error for gpu in machine.gpus)
+    if good > RECORDED:
+        text = f"a job may name all {good}; more than {RECORDED} in one job were shown by processes on a CPU, and not"
+        yield Line("ok", "Many GPUs", f"{text} measured on cards yet: wanlora check says how to be sure")
 
 
 def link_lines(pairs: list[dict[str, float]]) -> Iterator[Line]:

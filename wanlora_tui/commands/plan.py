@@ -14,9 +14,8 @@ from presets.errors import UserError
 from presets.facts.facts import Facts, masked
 from presets.facts.gather import gather
 from presets.facts.visits import texts_of, visits_of
-from presets.job import gpu_shares
 from presets.job.fields import toml_text
-from presets.job.gpu_shares import require_fits
+from presets.job.gpu_shares import never_measured, require_fits, to_be_sure
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
@@ -97,7 +96,7 @@ def _torchrun(args: Namespace, job: Job, facts: Facts, machine: Machine, gpus: i
     choice, why = None, ""
     try:
         hardware = hardware_for(job, machine, card=args.gpu, vram=args.vram, ram=args.ram)
-        choice = share_out(job, facts, hardware, gpus * args.nodes).choice
+        choice = share_out(job, facts, hardware, gpus * args.nodes, hosts=args.nodes).choice
     except UserError as e:
         why = e.what
     grace = stop_grace(job, shape_of(facts), gpus * args.nodes, choice)
@@ -234,8 +233,9 @@ def _shared_lines(shared: Shared, job: Job) -> Iterator[tuple[str, str]]:
         )
     yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
     yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
-    if shared.gpus > gpu_shares.RECORDED or gpu_shares.never_shared(job):
-        yield "", "reckoned alone: such a run was never made on cards yet, and a job that names them is refused"
+    if what := never_measured(job, shared.gpus):
+        yield "", f"reckoned: {what} was shown by processes on a CPU, and not measured on cards yet"
+        yield "", to_be_sure(job, shared.gpus)
 
 
 def _seconds(s: Seconds) -> str:

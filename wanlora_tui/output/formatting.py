@@ -45,8 +45,11 @@ def waits_for(record: "JobRecord") -> str:
 
 
 def device_text(record: "JobRecord", view: "RunView | None") -> str:
-    """What a job trains on: `GPU 0,1`; `CPU` once its trainer has found no GPU."""
-    return "CPU" if view is not None and view.device == "CPU" else f"GPU {','.join(map(str, record.gpus)) or '-'}"
+    """What a job trains on: `GPU 0,1`, or `GPU 0 without 1` where that is gone; `CPU` once its trainer has found no
+    GPU."""
+    used = ",".join(str(gpu) for gpu in record.gpus if gpu not in record.gone) or "-"
+    without = f" without {','.join(map(str, record.gone))}" if record.gone else ""
+    return f"{'CPU' if view is not None and view.device == 'CPU' else f'GPU {used}'}{without}"
 
 
 def ending(name: str, state: str, outcome: str) -> str:

@@ -1,7 +1,7 @@
 """How the GPUs of a run do, and whether its disk has room for what it still writes: one line in a narrow place, a few
 in a tall one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from textual.content import Content
 from textual.widgets import Static
@@ -13,7 +13,7 @@ from presets.text import escaped, human
 from wanlora_tui.output.formatting import seconds_each
 
 DIM, VALUE, WARNING = "$text-muted", "bold", "bold $text-warning"
-MOST_ROWS = 4  # GPUs that have rows of their own
+MOST_ROWS, MOST_LINES = 4, 8  # GPUs that have rows of their own, or a line each where there are more
 NO_RANKS: Mapping[int, RankSeen] = {}
 
 Part = str | tuple[str, str]
@@ -42,7 +42,7 @@ class MachineHealth(Static):
         seen = machine or RunMachine()
         disk = disk_parts(seen, wanted)
         if self.screen.has_class("-wide"):
-            rows = [part for gpu in seen.gpus[:MOST_ROWS] for part in block_rows(gpu)]
+            rows = gpu_rows(seen.gpus)
             self._draw(
                 Content("\n").join(Content.assemble(*row) for row in [*rows, *pace_rows(ranks), disk]), layout=True
             )
@@ -83,11 +83,28 @@ def pace_rows(ranks: Mapping[int, RankSeen]) -> list[list[Part]]:
         return []
     slowest = max(ranks, key=lambda rank: ranks[rank].seconds)
     each: list[Part] = []
-    for rank, seen in sorted(ranks.items())[:MOST_ROWS]:
+    for rank, seen in sorted(ranks.items())[:MOST_LINES]:
         memory = f" {seen.vram_gib:.1f} GiB" if seen.vram_gib else ""
         each += [(f"{rank}: ", DIM), (f"{seconds_each(seen.seconds)} s{memory}  ", VALUE)]
     rows: list[list[Part]] = [[("rank ", DIM), *each[n : n + 4]] for n in range(0, len(each), 4)]  # two of them each
-    return [*rows, [("slowest ", DIM), (f"{slowest}: {seconds_each(ranks[slowest].seconds)} s a step", VALUE)]]
+    return [
+        *rows,
+        *_more(len(ranks), "ranks"),
+        [("slowest ", DIM), (f"{slowest}: {seconds_each(ranks[slowest].seconds)} s a step", VALUE)],
+    ]
+
+
+def gpu_rows(gpus: Sequence[GpuHealth]) -> list[list[Part]]:
+    """A few rows for each of few GPUs, a line for each of more, and how many are not shown."""
+    if len(gpus) <= MOST_ROWS:
+        return [row for gpu in gpus for row in block_rows(gpu)]
+    rows = [line_parts(gpu) for gpu in gpus[:MOST_LINES]]
+    return [*rows, *_more(len(gpus), "GPUs")]
+
+
+def _more(count: int, of: str) -> list[list[Part]]:
+    """A row for those that have none."""
+    return [[(f"and {count - MOST_LINES} {of} more", DIM)]] if count > MOST_LINES else []
 
 
 def line_parts(gpu: GpuHealth) -> list[Part]:

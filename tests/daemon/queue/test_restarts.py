@@ -63,6 +63,18 @@ def test_a_failure_that_may_pass_after_progress_is_restarted_and_nothing_else():
     assert delay(queue) is None
 
 
+def test_a_lost_gpu_is_a_reason_to_go_on_before_a_step_was_made_and_only_so_often():
+    lost = AttemptResult("failed", "lost. Resume with ...", "lost.", may_pass=True, lost=True)
+    queue, waits = queue_of([0, 1]), []
+    while (wait := delay(queue, lost, NOTHING)) is not None:
+        waits.append(wait)
+        restarts.back_off(queue, 1, lost, NOW, delay=wait, most=3, saved=False)
+        queue.tick(NOW + 1000, {})
+        run(queue, 1)
+    assert waits == [10.0, 20.0, 40.0]
+    assert delay(queue, lost, Progress()) is None  # there is no checkpoint to go on from
+
+
 def test_restarts_without_a_new_checkpoint_are_counted_and_come_ever_later():
     queue = queue_of([0])
     waits = []

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.parallel.own_gpu import own_gpu, require_as_many, require_recorded
+from engine.parallel.own_gpu import as_here, left, notices, own_gpu, require_as_many
 from engine.parallel.parts import Rank
 from presets.errors import UserError
 from presets.facts.facts import Facts
-from presets.job import gpu_shares
 from presets.job.toml_file import job_from_dict
 from tests.helpers.facts import gpu, machine
 
@@ -33,23 +32,35 @@ def test_more_processes_than_gpus_are_refused_by_all_of_them_the_first_too():
             own_gpu(Rank(local, 2, local, 2), job, facts())
 
 
-def test_more_cards_than_were_ever_seen_together_are_refused_also_of_several_hosts(monkeypatch: pytest.MonkeyPatch):
-    job = job_from_dict({"job": {"name": "t"}, "datasets": [{"path": "x"}]})
-    require_recorded(Rank(1, 2, 1, 2), job)
-    with pytest.raises(UserError, match="2 cards of several hosts were never seen to train one run together"):
-        require_recorded(Rank(1, 2, 0, 1), job)
-    with pytest.raises(UserError, match="3 cards were never seen to train one run together"):
-        require_recorded(Rank(2, 3, 2, 3), job)
-    monkeypatch.setattr(gpu_shares, "RECORDED", 3)
-    require_recorded(Rank(2, 3, 2, 3), job)
+def test_on_another_host_than_the_first_a_rank_has_its_own_machine():
+    job = job_from_dict({"job": {"name": "t", "gpus": [0, 1]}, "datasets": [{"path": "x"}]})
+    own = Facts(base=Path("/"), machine=machine(gpu(uuid="GPU-of-this-host")))
+    assert as_here(Rank(3, 4, 1, 2), job, own, facts()).machine is own.machine
+    shared = as_here(Rank(1, 2, 1, 2), job, own, facts()).machine
+    assert shared is not None and [g.index for g in shared.gpus] == [1] and shared.gpus[0].uuid != "GPU-of-this-host"
 
 
-def test_cards_that_share_clips_are_refused_until_a_benchmark_is_recorded(monkeypatch: pytest.MonkeyPatch):
-    job = job_from_dict({"job": {"name": "t", "gpus": [0, 1], "gpus_per_clip": 2}, "datasets": [{"path": "x"}]})
-    require_recorded(Rank(1, 2, 1, 2), job)
-    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 1)
-    with pytest.raises(UserError, match=r"benchmarks\.gpus_apart JOB\.toml --gpus 0,1 --per-clip 2"):
-        require_recorded(Rank(1, 2, 1, 2), job)
+def test_several_hosts_are_spoken_of_on_cards_and_refused_nowhere():
+    job = job_from_dict({"job": {"name": "t", "gpus": [0, 1]}, "datasets": [{"path": "x"}]})
+    assert notices(Rank(1, 2, 1, 2), job, job, facts()) == []
+    (found,) = notices(Rank(2, 4, 0, 2), job, job, facts())
+    assert found.severity == "advice" and found.message.startswith("that 4 cards of 2 hosts make the LoRAs of one")
+    assert "compare the losses" in found.fix
+    assert notices(Rank(2, 4, 0, 2), job, job, Facts(base=Path("/"), machine=machine())) == []
+
+
+def test_an_attempt_without_some_of_the_job_s_gpus_has_the_others_in_their_order_and_says_so():
+    job = job_from_dict({"job": {"name": "t", "gpus": [2, 0, 1]}, "datasets": [{"path": "x"}]})
+    assert left(job, None) is job
+    here = left(job, [2, 1])
+    for local, index in ((0, 2), (1, 1)):
+        found = own_gpu(Rank(local, 2, local, 2), here, facts()).machine
+        assert found is not None and [gpu.index for gpu in found.gpus] == [index]
+    require_as_many(here, 2)
+    (said,) = notices(Rank(0, 2, 0, 2), job, here, facts())
+    assert said.code == "gpus-gone" and "without GPU 0" in said.message and "with GPU 2 and 1" in said.message
+    with pytest.raises(UserError, match="the job names no GPU 7"):
+        left(job, [0, 7])
 
 
 def test_a_job_that_names_two_gpus_is_refused_by_one_process_with_the_command_that_starts_two():

@@ -113,12 +113,13 @@ class Trainers:
         impatient: Path | None = None,
         copies: Mapping[str, Path] | None = None,
         terminal: str = "",
+        gpus: Sequence[int] | None = None,
     ) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
         arrive when their step is told. `environment`: more of it, as torchrun gives. `impatient`: a file; once it is
         there, a rank that does nothing for seconds hangs. `copies`: fault -> a new folder; where that fault would
         strike, the runs are copied there as they lie, and the attempt goes on. `terminal`: its path; the attempt leads
-        a session on it and says all there."""
+        a session on it and says all there. `gpus`: of the job's only these."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
         request = {
             "job": str(job),
@@ -133,6 +134,7 @@ class Trainers:
             "impatient": str(impatient or ""),
             "copies": {fault: str(folder) for fault, folder in (copies or {}).items()},
             "terminal": terminal,
+            "gpus": gpus,
         }
         assert self._process.stdin is not None
         with self._news:
@@ -240,6 +242,7 @@ def _attempt(request: dict[str, Any]) -> None:
             from_step=request["from_step"],
             workers=request["workers"],
             device="cpu",
+            gpus=request["gpus"],
         )
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1

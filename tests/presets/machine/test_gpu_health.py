@@ -12,7 +12,7 @@ from presets.machine.gpu_health import GpuHealth, Nvml, in_words
 class Fake:
     """As pynvml; `missing` questions are not supported."""
 
-    def __init__(self, *missing: str, lost: bool = False) -> None:
+    def __init__(self, *missing: str, lost: str = "") -> None:
         self.missing, self.lost, self.opened = missing, lost, 0
 
     def __getattr__(self, name: str) -> Any:
@@ -28,7 +28,7 @@ class Fake:
             "nvmlDeviceGetName": lambda handle: f"card {handle[1]}",
             "nvmlDeviceGetUtilizationRates": lambda handle: SimpleNamespace(gpu=97),
             "nvmlDeviceGetMemoryInfo": lambda handle: SimpleNamespace(used=20 * 2**30, total=24 * 2**30),
-            "nvmlDeviceGetTemperature": lambda handle, kind: self._lost() or 71,
+            "nvmlDeviceGetTemperature": lambda handle, kind: self._lost(handle) or 71,
             "nvmlDeviceGetPowerUsage": lambda handle: 310_000,
             "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 350_000,
             "nvmlDeviceGetClockInfo": lambda handle, kind: 1755,
@@ -42,8 +42,8 @@ class Fake:
     def _open(self) -> None:
         self.opened += 1
 
-    def _lost(self) -> None:
-        if self.lost:
+    def _lost(self, handle: tuple[str, Any]) -> None:
+        if self.lost == handle[1]:
             raise pynvml.NVMLError_GpuIsLost()
 
     def _unsupported(self, *args: Any) -> None:
@@ -68,11 +68,12 @@ def test_what_a_slice_does_not_say_is_missing():
 
 
 def test_a_gpu_that_is_lost_says_nothing_and_is_looked_for_anew():
-    fake = Fake(lost=True)
+    """The other of the job speaks on."""
+    fake = Fake(lost="GPU-1")
     nvml = Nvml(fake)
-    assert nvml.look(["0"]) == []
-    fake.lost = False
-    assert [g.temperature for g in nvml.look(["0"])] == [71] and fake.opened == 2
+    assert [g.gpu for g in nvml.look(["GPU-1", "GPU-2"])] == ["GPU-2"]
+    fake.lost = ""
+    assert [g.temperature for g in nvml.look(["GPU-1", "GPU-2"])] == [71, 71] and fake.opened == 2
 
 
 def test_a_machine_without_a_driver():

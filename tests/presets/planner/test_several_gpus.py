@@ -52,6 +52,14 @@ def test_together_the_processes_of_a_host_hold_both_experts_once(gpus: int):
     assert sum(share.ram for share in found.shares) == pytest.approx(held["weights"] + gpus * held["process"], rel=1e-6)
 
 
+def test_each_of_several_hosts_has_its_own_memory_for_its_own_processes():
+    """Sixty-four GPUs of eight hosts have as much each as eight of one."""
+    small = msgspec.structs.replace(H100, ram_free=128 * GIB)
+    of_one, of_eight = (share_out(a_job(32), facts(), small, 8 * hosts, hosts=hosts) for hosts in (1, 8))
+    assert of_eight.choice.plan == of_one.choice.plan
+    assert [share.ram for share in of_eight.shares[:8]] == [share.ram for share in of_one.shares]
+
+
 def test_an_expert_that_has_more_turns_decides_on_the_time():
     found = share_out(a_job(multistage={"high": {"share": 3.0}}), facts(), H100, 2)
     assert found.seconds_per_step > 0.74 * found.choice.prediction.seconds.total

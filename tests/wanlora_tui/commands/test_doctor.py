@@ -181,6 +181,12 @@ def test_the_way_between_gpus_is_measured_where_there_are_two_and_it_says_why_no
     assert "through the host's memory" in line.text
 
 
+def test_more_gpus_than_were_measured_together_are_spoken_of():
+    assert list(doctor_machine.many_gpus(machine(gpu(), gpu(index=1)))) == []
+    (line,) = doctor_machine.many_gpus(machine(*(gpu(index=i) for i in range(8))))
+    assert line.level == "ok" and line.text.startswith("a job may name all 8; more than 2 in one job")
+
+
 @pytest.mark.process
 def test_two_gpus_that_torch_does_not_see_are_a_warning(monkeypatch, tmp_path: Path):
     """The real program, on a machine that has none, and in a folder with an engine of the user's."""

@@ -16,8 +16,7 @@ from presets.atomic_file import replacing
 from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.facts.gather import gather
-from presets.job import gpu_shares
-from presets.job.gpu_shares import require_fits
+from presets.job.gpu_shares import never_measured, require_fits, to_be_sure
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job
@@ -63,11 +62,9 @@ def submit_slurm(args: Namespace) -> int:
         raise UserError(f"{' and '.join(missing)} {are} not here", where="PATH", fix=ON_A_LOGIN_NODE)
     facts = gather(job, base, out=out, scenes=False)
     if args.nodes > 1 and not facts.tiny:
-        raise UserError(  # as the trainer would, after hours in the queue
-            f"{gpus * args.nodes} cards of several hosts were never seen to train one run together yet",
-            where="--nodes",
-            fix=f"Train with {gpu_shares.RECORDED} of one node",
-        )
+        what = never_measured(job, gpus * args.nodes, hosts=args.nodes)
+        sure = to_be_sure(job, gpus * args.nodes, hosts=args.nodes)
+        say(f"{what[0].upper()}{what[1:]} was shown by processes on a CPU, and not measured on cards yet. {sure}")
     elsewhere = Facts(**{f: getattr(facts, f) for f in facts.__struct_fields__ if f != "machine"})
     findings = check_job(job, elsewhere)  # the nodes are other machines than this
     if findings:
@@ -128,11 +125,10 @@ def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) 
             fix="Name the nodes' card with --gpu, for instance --gpu 'H100 SXM', or give the time with --time 12:00:00",
         )
     try:
-        shared = share_out(job, facts, hardware, gpus * nodes)
+        shared = share_out(job, facts, hardware, gpus * nodes, hosts=nodes)
     except DoesNotFit as e:
         raise UserError(e.what, where=e.where, fix=e.fix) from e
-    part = shared.choice.prediction.ram_held["weights"]  # of each process, if all were on one node
-    of_node = sum(share.ram for share in shared.shares[:gpus]) + part * gpus * (nodes - 1)
+    of_node = sum(share.ram for share in shared.shares[:gpus])
     return math.ceil(SPARE * shared.total / 60) + LOADING_MINUTES, of_node + 4 * GIB, shared.choice
 
 
