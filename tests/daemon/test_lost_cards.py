@@ -170,6 +170,8 @@ async def test_where_those_left_cannot_share_the_clips_one_error_says_what_to_do
         assert again.state == "failed" and "2 GPUs share each clip, and 1 is left" in again.outcome
 
 
+# Which loss counts is test_lost_gpus's.
+@pytest.mark.thorough
 async def test_a_rank_that_is_killed_while_its_card_is_there_is_no_lost_card(box: Box, tiny: Path, environment: None):
     """It goes on as after any failure that may pass, by all of its GPUs."""
     machine = Cards(box, tiny, 2)
