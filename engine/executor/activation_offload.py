@@ -1,7 +1,8 @@
-"""What a block's backward needs from its forward: its input, its attention's output and logsumexp.
+"""What a block's backward needs from its forward: its input, its attention's output and logsumexp, and the hidden
+states inside it where the plan saves them.
 
 Kept on the device, or offloaded to pinned host memory: written by one copy stream during the forward, read ahead by
-another during the backward. A block's three tensors travel as one. Where they are offloaded, those of the last blocks
+another during the backward. A block's tensors travel as one. Where they are offloaded, those of the last blocks
 may stay on the device all the same: they are the first to be asked for, and the device has room for some. Weights come
 to the device through `engine.executor.weight_ring`.
 """

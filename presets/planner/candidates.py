@@ -160,7 +160,8 @@ def with_hidden_saved(costs: Costs, plan: Plan) -> Plan:
     if not plan.compiled or plan.graphed:
         return plan
     sure, hardware = ROOMY_VRAM * costs.hardware.vram_free, costs.hardware
-    room = min(hardware.ram_free - FITTED.ram_margin, ROOMY * hardware.ram_total)
+    # the processes of a host share that; what is free is this one's part already
+    room = min(hardware.ram_free - FITTED.ram_margin, ROOMY * hardware.ram_total / costs.work.sharers)
     more = costs.memory.filled(msgspec.structs.replace(plan, save_hidden=True, also_kept=(), activations_on_device=0))
     if plan.activations_on_device:
         more = with_activations_on_device(costs, more, sure)

@@ -124,6 +124,7 @@ def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
         and 0 < twelve.plan.activations_on_device < sixteen.plan.activations_on_device
     )
     assert sixteen.prediction.ram < 46 * GIB and sixteen.prediction.ram < twelve.prediction.ram < 56 * GIB
+    assert choose(of, on("H200", vram=16), low_vram=True).plan.activations_on_device == 0, "Low VRAM means the host"
 
 
 def test_hidden_states_are_saved_where_that_is_faster_and_there_is_room():
@@ -143,6 +144,14 @@ def test_hidden_states_are_saved_where_that_is_faster_and_there_is_room():
     assert not choose(work(21, 256, previews=None), large).plan.save_hidden, "recorded blocks"
 
 
+def test_processes_of_one_host_leave_a_quarter_of_its_memory_together():
+    of, whole = work(81, previews=None, sharers=4, needed=2), 160
+    choice = choose(of, on("H200", vram=16, ram=whole, ram_free=whole * GIB // 4))
+    assert not choice.plan.save_hidden or 4 * choice.prediction.ram <= 0.75 * whole * GIB
+    roomy = choose(of, on("H200", vram=16, ram=2 * whole, ram_free=2 * whole * GIB // 4))
+    assert roomy.plan.save_hidden
+
+
 @pytest.mark.parametrize("exhausted", ["vram", "step", "ram"])
 def test_the_rung_below_saved_hidden_states_takes_less(exhausted):
     hardware, of = on("H200", vram=12), work(previews=None)
@@ -154,7 +163,6 @@ def test_the_rung_below_saved_hidden_states_takes_less(exhausted):
         assert sum(costs.memory.ram(lower).values()) < sum(costs.memory.ram(plan).values()) - 4 * GIB
     else:
         assert costs.memory.vram(lower)[0]["step"] < costs.memory.vram(plan)[0]["step"]
-    assert choose(of, on("H200", vram=16), low_vram=True).plan.activations_on_device == 0, "Low VRAM means the host"
 
 
 def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacking():

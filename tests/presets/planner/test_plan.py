@@ -17,3 +17,11 @@ def test_graphs_round_as_launched_blocks_do_that_recompute():
     assert Plan(resident=8, graphed=1536).rounds_as == launched.rounds_as
     kept = Plan(resident=8, kept=4)
     assert Plan(resident=8, kept=4, graphed=1536).rounds_as != kept.rounds_as, "the short ones keep none"
+    assert Plan(resident=8, save_hidden=True).rounds_as != launched.rounds_as, "compiled to give more, or less"
+
+
+def test_a_plan_of_before_hidden_states_were_saved_saves_none():
+    """A checkpoint keeps its plan, and a resume follows it."""
+    before = {name: value for name, value in msgspec.to_builtins(Plan()).items() if name != "save_hidden"}
+    assert len(before) == len(msgspec.to_builtins(Plan())) - 1
+    assert msgspec.convert(before, Plan) == Plan(save_hidden=False)
