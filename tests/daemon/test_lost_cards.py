@@ -127,6 +127,7 @@ async def test_a_run_goes_on_by_itself_on_what_is_left_to_the_same_bits(
     assert differences(job.parent / "runs/t", straight) == []
 
 
+@pytest.mark.thorough  # for its length
 async def test_where_the_card_is_back_at_the_next_start_all_are_used(box: Box, tiny: Path, environment: None):
     machine = Cards(box, tiny, 2)
     job = machine.job(training__steps=200, save__every=5)
@@ -152,6 +153,7 @@ async def test_where_the_card_is_back_at_the_next_start_all_are_used(box: Box, t
     assert [e.attempt for e in findings(events(job.parent / "runs/t"), "gpus-gone")] == [2]
 
 
+@pytest.mark.thorough  # for its length
 async def test_where_those_left_cannot_share_the_clips_one_error_says_what_to_do(
     box: Box, tiny: Path, environment: None
 ):
