@@ -44,9 +44,16 @@ def waits_for(record: "JobRecord") -> str:
     return "waits" if record.waiting else ""
 
 
+def gpus_text(record: "JobRecord", view: "RunView | None" = None) -> str:
+    """The GPUs that a job trains on: `0,1`; `CPU` once its trainer has found none."""
+    on_cpu = record.on_cpu or (view is not None and view.device == "CPU")
+    return "CPU" if on_cpu else ",".join(map(str, record.gpus))
+
+
 def device_text(record: "JobRecord", view: "RunView | None") -> str:
-    """What a job trains on: `GPU 0,1`; `CPU` once its trainer has found no GPU."""
-    return "CPU" if view is not None and view.device == "CPU" else f"GPU {','.join(map(str, record.gpus)) or '-'}"
+    """What a job trains on: `GPU 0,1`, or `CPU`."""
+    gpus = gpus_text(record, view)
+    return gpus if gpus == "CPU" else f"GPU {gpus or '-'}"
 
 
 def ending(name: str, state: str, outcome: str) -> str:
