@@ -17,7 +17,7 @@ from tests.helpers.interface.drawn import settled
 from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_dashboard import app_over, settle, shown
-from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp
+from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, every_state
 from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.screenshot import RecordedApp, load_run
 
@@ -84,6 +84,24 @@ async def test_a_step_lays_nothing_out(monkeypatch: pytest.MonkeyPatch, tmp_path
             screen._render_clock()
             await settled(pilot)
             assert f"step {run.view.step}/300" in shown(screen) and f"disk {gib}.0 GiB" in shown(screen)
+        assert not laid_out
+
+
+async def test_a_step_lays_nothing_out_beside_the_list(monkeypatch: pytest.MonkeyPatch):
+    app = every_state()
+    async with app.run_test(size=(160, 48)) as pilot:
+        await settled(pilot)
+        screen: Any = pilot.app.screen
+        screen._ticking.pause()
+        laid_out: list[int] = []
+        reflow = Compositor.reflow
+        monkeypatch.setattr(Compositor, "reflow", lambda *given: laid_out.append(1) or reflow(*given))
+        view = app.jobs.views[1]
+        for step in range(121, 125):
+            view.step, view.last_seq = step, view.last_seq + 1
+            screen._render_all()
+            await settled(pilot)
+            assert f"{step}/300, 4" in shown(screen), "beside the list"
         assert not laid_out
 
 
