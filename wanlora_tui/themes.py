@@ -1,7 +1,5 @@
 """The themes that the screens can be read in."""
 
-from textual.theme import Theme
-
 from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
 
@@ -12,9 +10,11 @@ class ReadableThemes(SafelyDrawn):
     text, the greys of NO_COLOR) comes out as black on black.
     """
 
-    @property
-    def available_themes(self) -> dict[str, Theme]:
-        return {name: theme for name, theme in super().available_themes.items() if not theme.ansi}
+    def __init__(self) -> None:
+        super().__init__()
+        for name, theme in self.available_themes.items():
+            if theme.ansi:
+                self.unregister_theme(name)
 
 
 def readable(name: str) -> str:

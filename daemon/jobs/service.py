@@ -304,7 +304,7 @@ class Service:
     def record(self, entry: Entry) -> wire.JobRecord:
         """The record with the progress of now."""
         if tail := self.tails.get(entry.record.id):
-            entry.record.step = tail.view.step
+            entry.record.step, entry.record.on_cpu = tail.view.step, tail.view.device == "CPU"
             # what is queued to be resumed may have been given other steps
             if entry.record.state != "queued" and tail.view.attempt >= entry.record.attempt:
                 entry.record.steps = tail.view.steps or entry.record.steps

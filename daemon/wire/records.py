@@ -26,6 +26,7 @@ class JobRecord(Struct, kw_only=True):
     # the same, by UUID where the driver gives it: what CUDA is shown; [] for none
     devices: list[str] = field(default_factory=list)
     gone: list[int] = field(default_factory=list)  # those of `gpus` that its last attempt did without: they were lost
+    on_cpu: bool = False  # its trainer, or that of its last attempt, has found no GPU
     state: JobState  # where it stands
     # 1 when it is next on its GPUs, counting the queued jobs that share one and are not held up; of a held or waiting
     # one, what it would have if it were let go; 0 when not queued

@@ -44,12 +44,17 @@ def waits_for(record: "JobRecord") -> str:
     return "waits" if record.waiting else ""
 
 
+def gpus_text(record: "JobRecord", view: "RunView | None" = None) -> str:
+    """The GPUs that a job trains on: `0,1`; `CPU` once its trainer has found none."""
+    on_cpu = record.on_cpu or (view is not None and view.device == "CPU")
+    return "CPU" if on_cpu else ",".join(str(gpu) for gpu in record.gpus if gpu not in record.gone) or "-"
+
+
 def device_text(record: "JobRecord", view: "RunView | None") -> str:
-    """What a job trains on: `GPU 0,1`, or `GPU 0 without 1` where that is gone; `CPU` once its trainer has found no
-    GPU."""
-    used = ",".join(str(gpu) for gpu in record.gpus if gpu not in record.gone) or "-"
+    """What a job trains on: `GPU 0,1`, or `GPU 0 without 1` where that is gone; `CPU`."""
+    gpus = gpus_text(record, view)
     without = f" without {','.join(map(str, record.gone))}" if record.gone else ""
-    return f"{'CPU' if view is not None and view.device == 'CPU' else f'GPU {used}'}{without}"
+    return f"{gpus if gpus == 'CPU' else f'GPU {gpus}'}{without}"
 
 
 def ending(name: str, state: str, outcome: str) -> str:

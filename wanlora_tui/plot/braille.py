@@ -30,11 +30,12 @@ class Canvas:
             return
         cell = (y >> 2) * self.columns + (x >> 1)
         held = self._inks[cell]
-        if layer(ink) < layer(held):
-            return
-        if layer(ink) > layer(held):
-            self._bits[cell] = 0
-        self._inks[cell] = ink
+        if ink != held:
+            if layer(ink) < layer(held):
+                return
+            if layer(ink) > layer(held):
+                self._bits[cell] = 0
+            self._inks[cell] = ink
         self._bits[cell] |= DOTS[y & 3][x & 1]
 
     def line(self, points: Iterable[tuple[int, int]], ink: int, dash: Sequence[bool] = SOLID) -> None:

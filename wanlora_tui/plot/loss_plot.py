@@ -4,10 +4,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rich.segment import Segment
 from rich.style import Style
 from textual import events, on, work
-from textual.color import Color
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.message import Message
@@ -19,14 +17,13 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from presets.runs.run_view import RunView
-from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count
-from wanlora_tui.plot.colours import style_of
 from wanlora_tui.plot.curves import MOST_RUNS
 from wanlora_tui.plot.figure import SMOOTHING, Figure, Options, draw
 from wanlora_tui.plot.marks import Best, best_of
 from wanlora_tui.plot.other_runs import OtherRuns, follow, key_of, read_folder
+from wanlora_tui.plot.painter import Painter
 from wanlora_tui.plot.reading import in_lines, legend, read
 from wanlora_tui.plot.series import PlottedRun, plotted
 from wanlora_tui.plot.title import EMPTY, title, with_keys
@@ -36,6 +33,13 @@ from wanlora_tui.widgets.redraw_throttle import Throttle
 WHEEL = 0.8  # times as wide with each notch
 LEAST_ROWS = 5  # from which on there is a line that reads
 ROOMY_ROWS = 9  # and two of them, for the values of several runs
+UNSEEN_SECONDS = 10.0  # between two drawings for steps that move nothing by a dot
+
+
+def _about(view: RunView) -> tuple[object, ...]:
+    """What a plot shows besides steps."""
+    marks = len(view.checkpoints), len(view.samples), len(view.measured), len(view.changes), len(view.findings)
+    return view.run, view.attempt, view.state, len(view.losses), len(view.resumed), len(view.abandoned), marks
 
 
 class OtherCame(Message):
@@ -80,9 +84,12 @@ class LossPlot(Widget, can_focus=True):
         self._dragged: tuple[int, Window] | None = None  # from which column, and what was shown then
         self._figure: Figure | None = None
         self._size_drawn = Size()
-        self._strips: list[Strip] = []
-        self._styles: dict[int, Style] = {}
+        self._strips: dict[int, Strip] = {}  # of the rows drawn so far
+        self._painter = Painter({}, Style())
         self._redraw = Throttle(self, self._draw_anew)
+        self._redraw_late = Throttle(self, self._draw_anew, UNSEEN_SECONDS)
+        self._shown: tuple[object, ...] = ()  # of the view
+        self._title = Content()
         self._best: Best | None = None
         self._ranked: tuple[object, ...] = ()  # what the best checkpoint was asked for
 
@@ -91,13 +98,28 @@ class LossPlot(Widget, can_focus=True):
         self._say()
 
     def show(self, view: RunView) -> None:
-        self._view = view
+        """A view that holds nothing new draws nothing; steps that no eye could see, after some seconds."""
+        before, about = self._shown, _about(view)
+        if view is self._view and (view.last_seq, *about) == before:
+            return
+        self._view, self._shown = view, (view.last_seq, *about)
         self._made.pop("", None)
-        self._draw_anew()
+        if self._figure is not None and about == before[1:] and self._moves_little(view.step):
+            self._redraw_late.ask()
+        else:
+            self._draw_anew()
         known = view.run, len(view.checkpoints), len(view.measured), view.state
         if known != self._ranked:
             self._ranked = known
             self.rank_anew()
+
+    def _moves_little(self, step: int) -> bool:
+        """Whether a drawing up to a step would look like the present one."""
+        figure = self._figure
+        if figure is None or self._size_drawn != self.size:
+            return False
+        beyond = figure.window.high < figure.whole.high  # zoomed to what came before
+        return beyond or step - figure.window.high < figure.window.width / max(1, 2 * figure.columns)
 
     def rank_anew(self) -> None:
         """Ask which checkpoint is best: there may be others, or previews may have been measured."""
@@ -116,12 +138,23 @@ class LossPlot(Widget, can_focus=True):
     # --- drawing: what is not seen is not computed -------------------------------------------------------------
 
     def _draw_anew(self) -> None:
-        self._figure = None
+        """Of what is seen already, the rows that differ."""
         self._say()
-        self.refresh()
+        before, size = self._figure, self._size_drawn
+        self._figure = None
+        rows = self.figure.rows if before is not None and size == self.size and self.is_on_screen else []
+        if before is None or len(rows) != len(before.rows):
+            self.refresh()
+            return
+        changed = [y for y, row in enumerate(rows) if row != before.rows[y]]
+        if self._cursor is not None or legend(self.figure) != legend(before):
+            changed += range(len(rows), self.size.height)
+        if changed:
+            self.refresh(*(Region(0, y, self.size.width, 1) for y in changed))
 
     def _restyle(self) -> None:
-        self._styles.clear()
+        self._painter = Painter(self.app.theme_variables, self.rich_style)
+        self._figure = None
         self._draw_anew()
 
     def on_resize(self) -> None:
@@ -142,33 +175,19 @@ class LossPlot(Widget, can_focus=True):
         if self._figure is None or self._size_drawn != self.size:
             self._size_drawn = self.size
             self._figure = draw(self._runs(), self._options, self._window, columns, rows - foot)
-            self._strips = [self._strip(signs, inks) for signs, inks in self._figure.rows]
+            self._strips = {}
+            if (ground := self.rich_style) != self._painter.ground:
+                self._painter = Painter(self.app.theme_variables, ground)
         return self._figure
 
     def render_line(self, y: int) -> Strip:
-        figure, width = self.figure, self.size.width
+        figure = self.figure
         if y >= len(figure.rows):
-            return self._foot(width, y - len(figure.rows))
-        strip = self._strips[y]
+            return self._foot(y - len(figure.rows))
+        if y not in self._strips:
+            self._strips[y] = self._painter.row(*figure.rows[y])
         at = self._cursor_column()
-        if at is not None:
-            strip = self._with_cursor(strip, at)
-        return strip.adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
-
-    def _strip(self, signs: list[str], inks: list[int]) -> Strip:
-        segments, start = [], 0
-        for i in range(1, len(inks) + 1):
-            if i == len(inks) or inks[i] != inks[start]:
-                segments.append(Segment("".join(signs[start:i]), self._style(inks[start])))
-                start = i
-        return Strip(segments, len(signs))
-
-    def _with_cursor(self, strip: Strip, at: int) -> Strip:
-        before, cell, after = strip.crop(0, at), strip.crop(at, at + 1), strip.crop(at + 1)
-        sign = cell.text if cell.text.strip() else "│"
-        ground = Style(bold=True, bgcolor=Color.parse(self.app.theme_variables["panel"]).hex6)
-        style = next((s.style for s in cell if s.style), Style()) + ground
-        return Strip.join([before, Strip([Segment(sign, style)], 1), after])
+        return self._strips[y] if at is None else self._painter.with_cursor(self._strips[y], at)
 
     def _cursor_column(self) -> int | None:
         figure = self.figure
@@ -176,25 +195,20 @@ class LossPlot(Widget, can_focus=True):
             return None
         return figure.left + figure.column_of(self._cursor)
 
-    def _foot(self, width: int, row: int) -> Strip:
+    def _foot(self, row: int) -> Strip:
         pieces = legend(self.figure) if self._cursor is None else read(self.figure, self._cursor)
-        lines = in_lines(pieces, width, self.size.height - len(self.figure.rows))
-        strip = Strip([Segment(escaped(text), self._style(ink)) for text, ink in lines[row]])
-        if strip.cell_length > width:
-            strip = Strip.join([strip.crop(0, width - 1), Strip([Segment("…")])])
-        return strip.adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
-
-    def _style(self, ink: int) -> Style:
-        if ink not in self._styles:
-            self._styles[ink] = style_of(ink, self.app.theme_variables)
-        return self._styles[ink]
+        width, height = self._size_drawn
+        return self._painter.line(in_lines(pieces, width, height - len(self.figure.rows))[row], width)
 
     def _say(self) -> None:
         """The border: what is drawn, and while the plot has the focus, its keys."""
         experts = [expert for expert, points in self._view.losses.items() if points]
         others = [(name, any(view.losses.values())) for name, view in self._others.values()]
         said = title(experts, others, self._options, self._window) if experts else Content(EMPTY)
-        self.border_title = with_keys(said, self.size.width) if experts and self.has_focus else said
+        if experts and self.has_focus:
+            said = with_keys(said, self.size.width)
+        if not said.is_same(self._title):  # another one draws all of the plot
+            self._title = self.border_title = said
 
     def watch_has_focus(self, has_focus: bool) -> None:  # Textual sets it only after `on_focus`
         super().watch_has_focus(has_focus)
@@ -253,7 +267,8 @@ class LossPlot(Widget, can_focus=True):
         self._set_cursor(step)
 
     def action_next_mark(self, way: int) -> None:
-        steps = sorted({mark.step for mark in self._runs()[0].marks})
+        whole = self.figure.whole
+        steps = sorted({m.step for m in self._runs()[0].marks if whole.low <= m.step <= whole.high})
         at = self._cursor if self._cursor is not None else (-1 if way > 0 else float("inf"))
         further = [s for s in steps if (s > at if way > 0 else s < at)]
         if further:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from wanlora_tui.output.formatting import rate
+from presets.text import rate_text
 
 ROUND = (1, 2, 5)
 MARGIN = 0.08  # of what is shown, above and below it
@@ -87,7 +87,8 @@ def labels(values: list[float]) -> list[str]:
         return []
     largest = max(map(abs, values))
     if 0 < largest < 1e-2:
-        return [rate(v) for v in values]
+        written = ([rate_text(v, digits) for v in values] for digits in range(3, 18))
+        return next(texts for texts in written if len(set(texts)) == len(values))
     unit, suffix = next(((u, s) for u, s in SUFFIXES if largest >= 10 * u), (1.0, ""))
     scaled = [v / unit for v in values]
     for digits in range(8):

@@ -8,11 +8,10 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Static
 
 from daemon.settings import CostSettings
 from daemon.wire.client import Client
-from daemon.wire.protocol import ENDED_STATES, JobRecord
+from daemon.wire.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from daemon.wire.records import RunMachine
 from presets.text import escaped
 from wanlora_tui.actions import bindings
@@ -30,6 +29,8 @@ from wanlora_tui.screens.first_layout import FirstLayout
 from wanlora_tui.screens.log import LogScreen
 from wanlora_tui.terminal.desktop import can_open, open_folder
 from wanlora_tui.terminal.pictures import Drawer, drawer
+from wanlora_tui.terminal.rows import Rows
+from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.transfer.here import HereFiles
 from wanlora_tui.transfer.messages import Files
 from wanlora_tui.transfer.pictures import HerePictures, Pictures
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-low"), (20, "-short"), (30, "-tall")]  # rows
 SPARE = ("dashboard.change", "dashboard.sample", "dashboard.save", "dashboard.checkpoints", "dashboard.compare")
+TICK = 1.1  # seconds between two drawings of what time alone changes; one of news puts the next off
 PANES = ("plot", "preview", "log", "files")
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
@@ -98,6 +100,7 @@ class DashboardScreen(FirstLayout, RunCommands):
         files: Callable[[], Files] = HereFiles,
     ) -> None:
         super().__init__(run, client, fetch)
+        self._compositor = SparingCompositor()
         self._image, self._host, self._link = image, host, link
         self._pictures, self._cost, self._files = pictures or HerePictures(), cost or FREE, files
         self._pane = "plot"
@@ -105,11 +108,11 @@ class DashboardScreen(FirstLayout, RunCommands):
         self._told_away, self._told_anew = False, 0
         self._drawing = Throttle(self, self._draw_news)
         self._shown: tuple[object, ...] = ()
-        self._lights: tuple[object, ...] = ()
+        self._offered: tuple[object, ...] = ()  # of what the footer shows
 
     def compose(self) -> ComposeResult:
         yield TitleLine(id="title")
-        yield Static(id="lights")
+        yield Rows(id="lights")
         yield PhaseBar(id="phase")
         with Horizontal(id="body"):
             with Vertical(id="left"):
@@ -129,7 +132,7 @@ class DashboardScreen(FirstLayout, RunCommands):
     def on_mount(self) -> None:
         self.action_pane("plot")
         self._follow()
-        self._ticking = self.set_interval(1.0, self._render_clock)
+        self._ticking = self.set_interval(TICK, self._render_clock)
 
     @work(exclusive=True, group="follow")
     async def _follow(self) -> None:
@@ -157,9 +160,12 @@ class DashboardScreen(FirstLayout, RunCommands):
     def _is_news(self) -> bool:
         """Whether anything but time has changed since the last drawing: most beats say only that all goes on."""
         run, view = self.run, self.run.view
-        beat = msgspec.structs.replace(run.beat, seconds_since_step=0.0, machine=None) if run.beat is not None else None
+        record = msgspec.structs.replace(run.record)
+        if record.state in RUNNING_STATES:  # of the steps the view tells, and before the daemon's list does
+            record.revision, record.step, record.ends_at = 0, 0, None
+        alive = run.beat is not None and (run.beat.state, run.beat.trainer_alive)
         words = (run.problem, run.anew, run.away, self._fetching, self.app.theme)
-        shown = (msgspec.structs.replace(run.record), beat, view.run, view.last_seq, words)
+        shown = (record, alive, view.run, view.last_seq, words)
         if shown == self._shown:
             return False
         self._shown = shown
@@ -168,6 +174,7 @@ class DashboardScreen(FirstLayout, RunCommands):
     def _draw_news(self) -> None:
         if self._is_news():
             self._render_all()
+            self._ticking.reset()
         else:
             self.query_one(Poster).show(self.run.view, self.run_dir)  # a picture may have come from afar
             self._render_lights()
@@ -190,7 +197,10 @@ class DashboardScreen(FirstLayout, RunCommands):
             fetching=self._fetching,
         )
         self._render_lights()
-        self.refresh_bindings()
+        offered = (len(view.samples), *(offer(action, record, view) for action in sorted(COMMANDS)))
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
         if self.run.anew > self._told_anew:
             self._told_anew = self.run.anew
             self.notify(f"{record.name} has begun anew: its run folder was emptied.", severity="warning", timeout=10)
@@ -229,9 +239,7 @@ class DashboardScreen(FirstLayout, RunCommands):
         ]
         parts = [part for light in lights for part in ((light.line, LIGHT_STYLES[light.level]), "   ")]
         problem = "" if link else escaped(advised(self.run.problem))
-        if (shown := (*parts, problem)) != self._lights:  # an update lays out the whole screen
-            self._lights = shown
-            self.query_one("#lights", Static).update(Content.assemble(*parts, problem))
+        self.query_one("#lights", Rows).put([Content.assemble(*parts, problem)])
         if link:  # whether ssh may be answered
             self.refresh_bindings()
 

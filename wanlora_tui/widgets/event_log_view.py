@@ -61,7 +61,9 @@ class EventLogView(RichLog):
         self._shown = list(lines)
         if resized and follow:
             self.scroll_end(animate=False, immediate=True)
-        self.border_subtitle = "" if follow else "End: follow again"
+        subtitle = "" if follow else "End: follow again"
+        if subtitle != self.border_subtitle:  # else all of the log would be drawn anew
+            self.border_subtitle = subtitle
 
     def _fresh(self, lines: list[LogLine]) -> list[LogLine] | None:
         """The lines that came since the last `show`; None when it is another log. The oldest lines may have been

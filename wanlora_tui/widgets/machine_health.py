@@ -4,13 +4,13 @@ in a tall one."""
 from collections.abc import Mapping, Sequence
 
 from textual.content import Content
-from textual.widgets import Static
 
 from daemon.wire.records import RunMachine
 from presets.machine.gpu_health import GpuHealth
 from presets.runs.ranks import RankSeen
 from presets.text import escaped, human
 from wanlora_tui.output.formatting import seconds_each
+from wanlora_tui.terminal.rows import Rows
 
 DIM, VALUE, WARNING = "$text-muted", "bold", "bold $text-warning"
 MOST_ROWS, MOST_LINES = 4, 8  # GPUs that have rows of their own, or a line each where there are more
@@ -19,13 +19,12 @@ NO_RANKS: Mapping[int, RankSeen] = {}
 Part = str | tuple[str, str]
 
 
-class MachineHealth(Static):
+class MachineHealth(Rows):
     """Renders what the daemon's beat says of the machine; nothing of what it does not say."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._last: tuple[RunMachine | None, int | None, Mapping[int, RankSeen]] | None = None
-        self._shown: Content | None = None
 
     def on_resize(self) -> None:
         # behind the layout under way: within it Textual keeps the height of the rows of before
@@ -43,20 +42,14 @@ class MachineHealth(Static):
         disk = disk_parts(seen, wanted)
         if self.screen.has_class("-wide"):
             rows = gpu_rows(seen.gpus)
-            self._draw(
-                Content("\n").join(Content.assemble(*row) for row in [*rows, *pace_rows(ranks), disk]), layout=True
-            )
+            self.put([Content.assemble(*row) for row in [*rows, *pace_rows(ranks), disk]])
             return
         gpus = [part for gpu in seen.gpus for part in line_parts(gpu)]
         short = seen.disk_free is not None and wanted is not None and seen.disk_free < wanted
         gpus += [part for row in pace_rows(ranks)[-1:] for part in (*row, " ")]
         line = [*disk, "  ", *gpus] if short else [*gpus, " " if gpus else "", *disk_parts(seen, None)]
-        self._draw(Content.assemble(*line), layout=False)
-
-    def _draw(self, shown: Content, *, layout: bool) -> None:
-        if shown != self._shown:
-            self._shown = shown
-            self.update(shown, layout=layout)
+        said = Content.assemble(*line)
+        self.put([said] if said.plain.strip() else [])
 
 
 def disk_parts(machine: RunMachine, wanted: int | None) -> list[Part]:

@@ -1,19 +1,21 @@
 """Bars of memory, and the numbers of the last step."""
 
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
+
 from textual.content import Content
-from textual.widgets import Static
 
 from presets.runs.run_view import RunView
 from wanlora_tui.feeds.run_times import RunTimes
 from wanlora_tui.output.formatting import expert_text, rate, seconds_each
+from wanlora_tui.terminal.rows import Rows
 
 FULL, EMPTY = "█", "░"
 SPARKS = "▁▂▃▄▅▆▇█"
 FLAT = 0.25  # of the highest: the least that a sparkline's whole height stands for
 SHORT = 34  # columns below which a bar's label is its first word
 TIGHT = 0.95  # of the memory: the bar changes its colour
+
+Cell = tuple[str, str]  # a label and a value
 
 
 def bar(done: float, total: float, width: int, colour: str = "$primary") -> Content:
@@ -22,7 +24,7 @@ def bar(done: float, total: float, width: int, colour: str = "$primary") -> Cont
     return Content.assemble((FULL * filled, colour), (EMPTY * (width - filled), "$text-muted"))
 
 
-class MemoryBar(Static):
+class MemoryBar(Rows):
     """`VRAM ████░░░░ 18.2/24.0 GiB`: how much is taken, of how much."""
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -42,9 +44,7 @@ class MemoryBar(Static):
         width = max(4, self.size.width - len(label) - len(numbers) - 2)
         tight = total_gib > 0 and used_gib / total_gib > TIGHT
         middle = bar(used_gib, total_gib, width, "$warning" if tight else "$primary") if total_gib else " " * width
-        shown = Content.assemble(f"{label} ", middle, f" {numbers}")
-        if shown != self.visual:
-            self.update(shown, layout=False)
+        self.put([Content.assemble(f"{label} ", middle, f" {numbers}")])
 
 
 def sparkline(values: list[float], width: int) -> str:
@@ -59,13 +59,14 @@ def sparkline(values: list[float], width: int) -> str:
     )
 
 
-class Numbers(Static):
+class Numbers(Rows):
     """Step, time and optimizer figures: three rows in a narrow place, two columns in a tall one."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._last: tuple[RunView, RunTimes, int] | None = None
-        self._shown: tuple[list[tuple[str, str]], int] | None = None
+        self._cells: list[tuple[Cell, ...]] = []  # of each row
+        self._places = 0, 0  # columns of text, and of cells
 
     def on_resize(self) -> None:
         # behind the layout under way: within it Textual keeps the height of the rows of before
@@ -98,18 +99,28 @@ class Numbers(Static):
             cells.append(("cost", times.cost))
         if across == 2:
             cells += [(part, f"{s:.3f} s") for part, s in view.seconds.items() if part != "total"]
-        if (cells, across) == self._shown:  # an update draws the screen, and as a new height lays it out
-            return
-        rows = -(-len(cells) // across)
-        before, self._shown = self._shown, (cells, across)
-        table = Table.grid(padding=(0, 1), expand=True)
-        for _ in range(across):
-            table.add_column(no_wrap=True, ratio=1)
-        pairs = [
-            Text.assemble((f"{label} ", "dim"), (value, "bold"), overflow="ellipsis", no_wrap=True)
-            for label, value in cells
-        ]
-        pairs += [Text()] * (-len(pairs) % across)
-        for i in range(0, len(pairs), across):
-            table.add_row(*pairs[i : i + across])
-        self.update(table, layout=before is None or rows != -(-len(before[0]) // before[1]))
+        self._put_cells([tuple(cells[at : at + across]) for at in range(0, len(cells), across)], across)
+
+    def _put_cells(self, cells: list[tuple[Cell, ...]], across: int) -> None:
+        """Rows that read as before are not made anew."""
+        before, self._cells = self._cells, cells
+        old, self._places = self._places, (self.size.width, across)
+        kept = len(before) if old == self._places else 0
+        self.put(
+            [
+                self.rows[y] if y < kept and row == before[y] else in_columns(row, *self._places)
+                for y, row in enumerate(cells)
+            ]
+        )
+
+
+def in_columns(cells: Sequence[Cell], width: int, across: int) -> Content:
+    """Labels and values in so many columns, a blank between two of them; what has no room ends in `…`."""
+    parts = []
+    for n, (label, value) in enumerate(cells):
+        column = -(-width // (across - n))
+        width -= column
+        last = n == across - 1
+        said = Content.assemble((f"{label} ", "dim"), (value, "bold"))
+        parts.append(said.truncate(column - (not last), ellipsis=True, pad=not last))
+    return Content(" ").join(parts)

@@ -12,6 +12,7 @@ from presets.text import escaped
 from wanlora_tui.output.formatting import shorten, so_far, state_text
 from wanlora_tui.output.hanging import titled
 from wanlora_tui.output.queue_words import expected, speaks, standing
+from wanlora_tui.terminal.rows import Rows
 from wanlora_tui.widgets.meters import bar
 
 
@@ -37,7 +38,7 @@ class TitleLine(Static):
             self.update(shown, layout=False)
 
 
-class PhaseBar(Static):
+class PhaseBar(Rows):
     """`training ████░░░░ 41% 812/2000`, one line; why a run has failed takes as many as it needs, within reason."""
 
     def __init__(self, *, id: str | None = None) -> None:
@@ -51,46 +52,35 @@ class PhaseBar(Static):
     def show(self, record: JobRecord, view: RunView) -> None:
         self._last = record, view
         width = max(20, self.size.width)
+        self.put(self._said(record, view, width).wrap(width))
+
+    @staticmethod
+    def _said(record: JobRecord, view: RunView, width: int) -> Content:
         if record.state == "queued":  # what came of an earlier attempt says nothing about this one
             # what it waits for besides its turn; how long until a restart, the trainer's light counts down
             waits = "" if record.restart_at else expected(record, time.time())
             said = filter(None, [standing(record), record.waiting or record.held, waits])
-            self.update(Text(escaped("  ".join(said)), style="bold"))
-            return
+            return Content.styled(escaped("  ".join(said)), "bold")
         if record.state in ENDED_STATES:
-            self.update(self._ended(record, view, width))
-            return
+            return _ended(record, view, width)
         if not speaks(record, view):
-            self.update(Text(state_text(record.state), style="bold", no_wrap=True))
-            return
+            return Content.styled(state_text(record.state), "bold")
         phase = view.phase
         if phase.name == "paused":
-            self.update(
-                Content.assemble(
-                    ("‖ paused ", "bold $text-warning"),
-                    (shorten(escaped(phase.text), max(1, width - 9)), "$text-warning"),
-                )
-            )
-            return
+            text = shorten(escaped(phase.text), max(1, width - 9))
+            return Content.assemble(("‖ paused ", "bold $text-warning"), (text, "$text-warning"))
         does = escaped(phase.name)
         name = f"{does} {shorten(escaped(phase.text), width // 3)} " if phase.text else f"{does} "
         if not phase.total:
-            self.update(Text(name, style="bold", no_wrap=True))
-            return
+            return Content.styled(name, "bold")
         numbers = f" {100 * phase.done // phase.total:3d}% {so_far(phase.done, phase.total)}"
-        self.update(
-            Content.assemble(
-                (name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers
-            )
-        )
+        room = max(4, width - len(name) - len(numbers))
+        return Content.assemble((name, "bold"), bar(phase.done, phase.total, room), numbers)
 
-    @staticmethod
-    def _ended(record: JobRecord, view: RunView, width: int) -> Text:
-        if record.state == "done":
-            return Text(
-                shorten(escaped(f"{state_text('done')}  {view.outcome or ', '.join(view.files)}".rstrip()), width),
-                style="bold",
-                no_wrap=True,
-            )
-        first, _, rest = escaped(record.outcome or view.outcome).partition("\n")
-        return Text(f"{state_text(record.state)}  {first}{'  More: f' if rest else ''}".rstrip(), style="bold")
+
+def _ended(record: JobRecord, view: RunView, width: int) -> Content:
+    if record.state == "done":
+        said = f"{state_text('done')}  {view.outcome or ', '.join(view.files)}".rstrip()
+        return Content.styled(shorten(escaped(said), width), "bold")
+    first, _, rest = escaped(record.outcome or view.outcome).partition("\n")
+    return Content.styled(f"{state_text(record.state)}  {first}{'  More: f' if rest else ''}".rstrip(), "bold")

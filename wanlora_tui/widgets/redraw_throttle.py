@@ -30,14 +30,14 @@ class Throttle:
     """`ask` draws at once after a quiet time, else once at the end of the current interval: the last state is always
     drawn."""
 
-    def __init__(self, owner: MessagePump, draw: Callable[[], None]) -> None:
-        self._owner, self._draw = owner, draw
+    def __init__(self, owner: MessagePump, draw: Callable[[], None], seconds: float = SECONDS) -> None:
+        self._owner, self._draw, self._seconds = owner, draw, seconds
         self._drawn_at, self._waiting = 0.0, False
 
     def ask(self) -> None:
         if self._waiting:
             return
-        wait = self._drawn_at + SECONDS - time.monotonic()
+        wait = self._drawn_at + self._seconds - time.monotonic()
         if wait <= 0:
             self._now()
         else:

@@ -19,6 +19,7 @@ class Tape:
     def __init__(self, name: str = "orbit_v1", steps: int = 300) -> None:
         self.events: list[Event] = []
         self.name, self.steps, self.now, self.attempt = name, steps, 1_790_000_000.0, 1
+        self.device = "NVIDIA H200"
         self.job: dict[str, Any] = {}
 
     def add(self, kind: EventKind, **data: Any) -> Event:
@@ -36,7 +37,7 @@ class Tape:
             job=self.job,
             plan="float8, 40 of 40 blocks streamed, peak 6.0 GiB",
             versions={},
-            device="NVIDIA H200",
+            device=self.device,
             steps=self.steps,
             resumed_from=resumed_from,
             vram_total_gib=140.0,

@@ -2,7 +2,7 @@
 
 The daemon starts it as `python trainer.py JOB --out DIR [--resume [--from STEP] [--accept-changes]]`. The pace is in
 the job: `training.warmup_steps` milliseconds per step (a field that means nothing here). A job called `broken...` fails
-at its third step.
+at its third step; one called `cpu...` finds no GPU.
 """
 
 import json
@@ -39,6 +39,8 @@ def main() -> int:
     tape = Tape(job.job.name, job.training.steps)
     tape.now, tape.job = time.time(), job_to_dict(job)
     tape.events = old
+    if job.job.name.startswith("cpu"):
+        tape.device = "CPU"
     begin = (
         int(sys.argv[sys.argv.index("--from") + 1])
         if "--from" in sys.argv

@@ -7,7 +7,7 @@ from rich.cells import cell_len
 
 from daemon.wire.protocol import JobRecord
 from presets.runs.run_view import RunView
-from wanlora_tui.output.formatting import device_text, fitted, price, shorten, waits_for
+from wanlora_tui.output.formatting import device_text, fitted, gpus_text, price, shorten, waits_for
 
 
 def queued(**more) -> JobRecord:
@@ -47,7 +47,11 @@ def test_a_line_that_is_too_long_ends_with_a_whole_part():
 
 def test_a_job_trains_on_the_cpu_where_its_trainer_says_so():
     assert device_text(queued(), None) == device_text(queued(), RunView()) == "GPU 0"
-    assert device_text(queued(), RunView(device="CPU")) == "CPU"
     short = msgspec.structs.replace(queued(gone=[1]), gpus=[0, 1, 2, 3])
     assert device_text(short, None) == "GPU 0,2,3 without 1"
     assert device_text(short, RunView(device="CPU")) == "CPU without 1"
+    assert device_text(queued(), RunView(device="CPU")) == device_text(queued(on_cpu=True), None) == "CPU"
+    assert (
+        gpus_text(queued()) == "0"
+        and gpus_text(queued(on_cpu=True)) == gpus_text(queued(), RunView(device="CPU")) == "CPU"
+    )

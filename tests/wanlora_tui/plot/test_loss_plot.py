@@ -82,7 +82,9 @@ async def test_keys_zoom_read_and_go_from_mark_to_mark(view: RunView):
     async with app.run_test(size=(100, 16)) as pilot:
         shown = await press(pilot)
         assert "+ - zoom" in shown[0] and "◆ checkpoint" in shown[-1] and "! not finite" in shown[-1]
-        shown = await press(pilot, "m", "m", "m", "m")
+        shown = await press(pilot, "m")
+        assert "step 200" in shown[-1] and "◆ checkpoint" in shown[-1], "the preview of step 0 lies before the plot"
+        shown = await press(pilot, "m", "m")
         assert "step 555" in shown[-1] and "not finite, skipped" in shown[-1]
         assert any("│" in line[10:] for line in shown[1:8])  # the cursor
         await press(pilot, "plus", "plus")

@@ -37,6 +37,16 @@ def test_a_scale_has_two_round_ticks_at_the_least(most: int, log: bool):
         assert all(float(f"{v:.2g}") == pytest.approx(v) for v in found), (scale, found)
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_two_small_ticks_never_read_the_same(log: bool):
+    for power in range(3, 10):
+        for wider in (1e-6, 1e-4, 1e-2, 1.0):
+            low = 3.382 * 10.0**-power
+            found = ticks(Scale(low, low * (1 + wider), log), 4)
+            assert len(set(labels(found))) == len(found), (found, labels(found))
+    assert labels([8.1e-3, 8.2e-3]) == ["8.1e-3", "8.2e-3"]  # no more digits than that takes
+
+
 def test_a_log_scale_has_1_2_and_5_then_powers_of_ten():
     assert ticks(Scale(0.015, 0.6, True), 5) == pytest.approx([0.02, 0.05, 0.1, 0.2, 0.5])
     assert ticks(Scale(1e-5, 1e3, True), 5) == pytest.approx([1e-5, 1e-3, 1e-1, 1e1, 1e3])

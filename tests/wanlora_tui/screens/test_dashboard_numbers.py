@@ -96,3 +96,25 @@ async def test_the_header_follows_the_last_word(tmp_path: Path):
         assert "■ stopped" in head[0] and "trainer stopped" in head[1] and "asked to stop" in head[2]
         assert "running" not in text and "Stop" not in text.splitlines()[-1] and "Save" not in text.splitlines()[-1]
         assert "ETA" not in text and "took 4" in text and "cost $4.0" in text and "/$" not in text
+
+
+async def test_what_the_machine_does_fits_a_terminal_that_has_another_size(tmp_path: Path):
+    """Between two beats, too: a line in a narrow one, rows of their own in a wide one."""
+    async with app(recorded(usual(), tmp_path)).run_test(size=(160, 48)) as pilot:
+        assert "held back by power limit" in await over(pilot)
+        pilot.app.screen._ticking.pause()  # type: ignore[attr-defined]
+        await pilot.resize_terminal(80, 24)
+        text = await over(pilot)
+        assert "held back by" not in text and "GPU 97% 71°C 690/700 W 1755 MHz power limit" in text
+        await pilot.resize_terminal(160, 48)
+        assert "held back by power limit" in await over(pilot)
+
+
+async def test_a_run_that_is_over_leaves_no_row_empty_in_a_small_terminal(tmp_path: Path):
+    tape = usual(until=300)
+    tape.done()
+    run = load_run(tape.write(tmp_path / tape.name))
+    async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
+        lines = (await over(pilot)).splitlines()
+        below = lines[next(y for y, line in enumerate(lines) if "step 300/300" in line) :]
+        assert all(line.strip() for line in below) and "VRAM" in below[-2], below

@@ -1,17 +1,25 @@
 """Screens at rest: what they offer fits, and a beat that tells nothing new draws nothing."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from textual._compositor import Compositor
+from textual_image.widget import HalfcellImage
 
 from daemon.wire.protocol import JobRecord, RunBeat
-from presets.runs.run_view import LogLine
+from daemon.wire.records import RunMachine
+from presets.runs.events import read_events
+from presets.runs.run_view import LogLine, StepPoint, apply_event
+from tests.helpers import recorded_run
+from tests.helpers.interface.drawn import settled
 from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_dashboard import app_over, settle, shown
-from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp
+from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, every_state
+from wanlora_tui.plot.loss_plot import LossPlot
+from wanlora_tui.screenshot import RecordedApp, load_run
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -52,6 +60,68 @@ async def test_a_dashboard_at_rest_draws_nothing(key: str, drawn: list[int], tmp
         below.run.view.last_seq += 1
         below._changed()
         await until(pilot, lambda: "something new" in shown(pilot.app.screen), "what is news")
+
+
+async def test_a_step_lays_nothing_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Nor does a beat after it, with what is known of its machine."""
+    laid_out: list[int] = []
+    reflow = Compositor.reflow
+    monkeypatch.setattr(Compositor, "reflow", lambda *given: laid_out.append(1) or reflow(*given))
+    file = usual(until=20).write(tmp_path / "orbit_v1")
+    run = load_run(file, until_step=5)
+    coming = [event for event, _ in read_events(file) if event.seq > run.view.last_seq]
+    async with RecordedApp(run, HalfcellImage).run_test(size=(160, 48)) as pilot:
+        await settled(pilot)
+        screen: Any = pilot.app.screen
+        await until(pilot, lambda: "00.mp4" in shown(screen), "the preview that was there before")
+        await settle(pilot)
+        screen._ticking.pause()
+        laid_out.clear()
+        for gib in range(1, 10):
+            apply_event(run.view, coming.pop(0))
+            run.beat = RunBeat(1, "running", 9, True, 0.0, RunMachine(memory=gib * 2**30, disk_free=gib * 2**30))
+            screen._draw_news()
+            screen._render_clock()
+            await settled(pilot)
+            assert f"step {run.view.step}/300" in shown(screen) and f"disk {gib}.0 GiB" in shown(screen)
+        assert not laid_out
+
+
+async def test_a_step_lays_nothing_out_beside_the_list(monkeypatch: pytest.MonkeyPatch):
+    app = every_state()
+    async with app.run_test(size=(160, 48)) as pilot:
+        await settled(pilot)
+        screen: Any = pilot.app.screen
+        screen._ticking.pause()
+        laid_out: list[int] = []
+        reflow = Compositor.reflow
+        monkeypatch.setattr(Compositor, "reflow", lambda *given: laid_out.append(1) or reflow(*given))
+        view = app.jobs.views[1]
+        for step in range(121, 125):
+            view.step, view.last_seq = step, view.last_seq + 1
+            screen._render_all()
+            await settled(pilot)
+            assert f"{step}/300, 4" in shown(screen), "beside the list"
+        assert not laid_out
+
+
+async def test_the_plot_waits_with_steps_that_no_eye_could_see(drawn: list[int], tmp_path: Path):
+    run = load_run(recorded_run.write(tmp_path) / "events.jsonl", until_step=1350)
+    async with RecordedApp(run, HalfcellImage).run_test(size=(160, 48)) as pilot:
+        await settled(pilot)
+        plot = pilot.app.screen.query_one(LossPlot)
+        before = plot.figure
+
+        def step_to(step: int) -> None:
+            run.view.losses["low_noise"].append(StepPoint(step, 0.05, 5e-5, 1.8e9))
+            run.view.step, run.view.last_seq = step, run.view.last_seq + 1
+            plot.show(run.view)
+
+        plot._redraw_late._drawn_at = time.monotonic()  # it has drawn such a step just now
+        step_to(1351)
+        assert plot.figure is before, "a dot of the plot is several steps wide"
+        step_to(1380)
+        assert plot.figure is not before and plot.figure.whole.high == 1380
 
 
 def queued(width: int) -> JobsApp:

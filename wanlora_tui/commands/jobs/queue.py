@@ -20,7 +20,7 @@ from wanlora_tui.commands.job import look_over
 from wanlora_tui.commands.jobs.submit_options import require_heeded
 from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.output.far_words import shown_path
-from wanlora_tui.output.formatting import duration, ending, setting_text, waits_for
+from wanlora_tui.output.formatting import duration, ending, gpus_text, setting_text, waits_for
 from wanlora_tui.output.queue_words import clock_time, expected, standing
 
 
@@ -122,8 +122,9 @@ def jobs(args: Namespace) -> int:
         priority = [str(r.priority)] if ranked else []
         state = standing(r) + (f", {waits}" if (waits := waits_for(r)) else "")
         ended = f"ended {clock_time(r.finished_at, now)}" if r.state in ENDED_STATES and r.finished_at else "-"
-        gpus, when = ",".join(map(str, r.gpus)), expected(r, now) or ended
-        rows.append((str(r.id), r.name, *priority, state, f"{r.step}/{r.steps}", gpus, when, shown_path(r.run_dir)))
+        when = expected(r, now) or ended
+        steps, where = f"{r.step}/{r.steps}", shown_path(r.run_dir)
+        rows.append((str(r.id), r.name, *priority, state, steps, gpus_text(r), when, where))
     print_table(rows, last_below=True)
     for r in records:
         if r.held:

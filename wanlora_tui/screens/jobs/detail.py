@@ -9,7 +9,7 @@ import time
 
 from rich.text import Text
 from textual.containers import VerticalScroll
-from textual.widgets import Static
+from textual.content import Content
 
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView, StepPoint
@@ -30,6 +30,7 @@ from wanlora_tui.output.formatting import (
 )
 from wanlora_tui.output.hanging import hanging
 from wanlora_tui.output.queue_words import clock_time, expected, speaks, standing
+from wanlora_tui.terminal.rows import Rows
 
 BARS = "▁▂▃▄▅▆▇█"
 LOG_LINES = 8
@@ -44,9 +45,9 @@ class JobDetail(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
     def __init__(self, *, id: str) -> None:
-        super().__init__(Static(id="job-detail-text"), id=id)
+        super().__init__(Rows(id="job-detail-text"), id=id)
         self._last: tuple[JobRecord | None, RunView | None, dict[int, str], str] | None = None
-        self._shown: Text | None = None
+        self._shown = Text()
 
     def on_resize(self) -> None:
         if self._last is not None:
@@ -65,7 +66,9 @@ class JobDetail(VerticalScroll):
                 rows.add("", problem or "… reading what it has told", "dim", label_width=0)
         if rows.text != self._shown:
             self._shown = rows.text
-            self.query_one(Static).update(rows.text)
+            console = self.app.console
+            lines = rows.text.split("\n", allow_blank=True)
+            self.query_one(Rows).put([Content.from_rich_text(line, console=console) for line in lines])
 
 
 class _Rows:

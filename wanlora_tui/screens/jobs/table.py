@@ -14,7 +14,7 @@ from presets.runs.run_view import RunView
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.run_times import left_text
-from wanlora_tui.output.formatting import seconds_each, shorten
+from wanlora_tui.output.formatting import gpus_text, seconds_each, shorten
 from wanlora_tui.output.queue_words import clock_time, speaks, standing
 
 LEAST_NAME, USUAL_NAME, MOST_NAME = 15, 32, 64  # columns
@@ -103,7 +103,7 @@ def cells_of(record: JobRecord, view: RunView | None, now: float) -> dict[str, s
         "name": escaped(record.name),
         "state": "‖ paused" if paused else standing(record),
         "step": f"{step}/{record.steps or (view.steps if view else 0)}",
-        "gpu": ",".join(map(str, record.gpus)),
+        "gpu": gpus_text(record, view),
         "started": _when(record.started_at, now),
         "finished": _when(record.finished_at if record.state in ENDED_STATES else 0.0, now),
         "submitted": _when(record.submitted_at, now),

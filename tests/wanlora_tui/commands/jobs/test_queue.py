@@ -206,3 +206,15 @@ def test_train_and_submit_go_on_and_ask_the_same(folder: Path, tmp_path: Path):
         and "its checkpoints do not fit it" in said.stderr
     )
     assert len(lines(run, "started")) == 1
+
+
+def test_a_run_on_the_cpu_is_called_so_while_it_trains_and_after(folder: Path, tmp_path: Path):
+    def gpu(name: str) -> str:
+        header, *rows = wanlora("jobs", "--dir", folder).stdout.splitlines()
+        return next(row[header.index("GPU") :].split()[0] for row in rows if f" {name} " in row)
+
+    begun(folder, tmp_path, "cpu_v1")
+    assert gpu("cpu_v1") == "CPU"
+    assert wanlora("stop", "cpu_v1", "--dir", folder).returncode == 0
+    assert wanlora("watch", "cpu_v1", "--dir", folder, "--since", "999999").returncode == 75
+    assert gpu("cpu_v1") == "CPU"

@@ -2,14 +2,13 @@
 
 import asyncio
 
-from textual.widgets import Static
-
 from daemon.errors import DaemonError
 from daemon.wire.protocol import JobRecord
 from presets.runs.run_view import RunView
 from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, record, view_of
+from wanlora_tui.terminal.rows import Rows
 
 
 class OnceSilent:
@@ -34,7 +33,7 @@ async def test_what_could_not_be_read_is_asked_for_again():
     async with app.run_test(size=(160, 48)) as pilot:
 
         def said() -> str:
-            return str(app.screen.query_one("#job-detail-text", Static).render())
+            return str(app.screen.query_one("#job-detail-text", Rows).render())
 
         await until(pilot, lambda: "the daemon does not answer" in said(), "the problem")
         client.answers.set()

@@ -125,3 +125,9 @@ async def test_a_row_goes_on_when_its_list_has_been_drawn_anew():
             shown.show([msgspec.structs.replace(running, step=step)], {}, 1)
             await pilot.pause()
             assert f" {step}/5000" in table.render_line(1).text
+
+
+def test_a_run_on_the_cpu_is_called_so():
+    assert cells_of(job(1, "a", "done", on_cpu=True), None, NOW)["gpu"] == "CPU"
+    assert cells_of(job(1, "a", "running"), RunView(device="CPU"), NOW)["gpu"] == "CPU"
+    assert cells_of(job(1, "a", "running"), training(), NOW)["gpu"] == "0"

@@ -29,7 +29,8 @@ from tests.helpers.interface.wizard_pilot import (
 from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.frame import drawing
-from wanlora_tui.screens.frame.drawing import SparingCompositor, SparingScreen
+from wanlora_tui.screens.frame.drawing import SparingScreen
+from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.key_order import KeysInOrder
 

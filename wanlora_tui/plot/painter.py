@@ -1,0 +1,48 @@
+"""Rows of a figure in the colours of a theme. Which inks there are is wanlora_tui.plot.curves's."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.color import Color
+from textual.strip import Strip
+
+from presets.text import escaped
+from wanlora_tui.plot.colours import style_of
+from wanlora_tui.plot.reading import Piece
+
+
+class Painter:
+    """`theme`: its variables. `ground`: the style of the widget that is painted."""
+
+    def __init__(self, theme: Mapping[str, str], ground: Style) -> None:
+        self.ground = ground
+        self._theme = theme
+        self._styles: dict[int, Style] = {}
+
+    def _style(self, ink: int) -> Style:
+        if ink not in self._styles:
+            self._styles[ink] = self.ground + style_of(ink, self._theme)
+        return self._styles[ink]
+
+    def row(self, signs: list[str], inks: list[int]) -> Strip:
+        segments, start = [], 0
+        for i in range(1, len(inks) + 1):
+            if i == len(inks) or inks[i] != inks[start]:
+                segments.append(Segment("".join(signs[start:i]), self._style(inks[start])))
+                start = i
+        return Strip(segments, len(signs))
+
+    def with_cursor(self, row: Strip, at: int) -> Strip:
+        before, cell, after = row.crop(0, at), row.crop(at, at + 1), row.crop(at + 1)
+        sign = cell.text if cell.text.strip() else "│"
+        ground = Style(bold=True, bgcolor=Color.parse(self._theme["panel"]).hex6)
+        style = next((s.style for s in cell if s.style), Style()) + ground
+        return Strip.join([before, Strip([Segment(sign, style)], 1), after])
+
+    def line(self, pieces: Sequence[Piece], width: int) -> Strip:
+        """Below the figure. What has no room ends in `…`."""
+        strip = Strip([Segment(escaped(text), self._style(ink)) for text, ink in pieces])
+        if strip.cell_length > width:
+            strip = Strip.join([strip.crop(0, width - 1), Strip([Segment("…", self.ground)])])
+        return strip.adjust_cell_length(width, self.ground)
