@@ -31,6 +31,7 @@ from wanlora_tui.screens.frame.reckoning import ForecastLine, ReckoningScreen
 from wanlora_tui.screens.frame.step_findings import Fix, Jump, StepFindings
 from wanlora_tui.screens.frame.step_marks import MarkingScreen
 from wanlora_tui.screens.wizard.captions import CaptionsPane
+from wanlora_tui.screens.wizard.checking import Checked
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
@@ -38,7 +39,7 @@ from wanlora_tui.screens.wizard.mending import ClipsChosen, MendingPane
 from wanlora_tui.screens.wizard.offer import Offered, offer
 from wanlora_tui.screens.wizard.pane import Edited, StepBox, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptRow, PromptsPane
-from wanlora_tui.screens.wizard.review import Checked, ReviewPane
+from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
 from wanlora_tui.screens.wizard.submitting import LaunchingScreen
 from wanlora_tui.widgets.field_input import FieldInput, field_id
