@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.facts import gpu, machine
-from tests.helpers.interface.wizard_pilot import make_clips, screen_of, static, until, wizard
+from tests.helpers.interface.wizard_pilot import at_step, make_clips, screen_of, static, until, wizard
 from tests.wanlora_tui.screens.wizard.test_wizard import resumed
 from wanlora_tui.draft import forecast
 from wanlora_tui.draft.draft_store import Draft, DraftStore
@@ -39,3 +39,16 @@ async def test_when_the_job_would_be_done_follows_the_clock(
         now = begin + 7777
         await until(pilot, lambda: static(pilot, where) != before, "another time")
         assert static(pilot, where).count("done at") == 1
+
+
+async def test_what_was_found_goes_with_the_last_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
+    draft = Draft(step="clips", kind="motion", folders=[str(make_clips(tmp_path / "clips", 2))])
+    DraftStore(tmp_path / "draft.json").save(draft)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await resumed(pilot, "clips")
+        await at_step(pilot, "clips")
+        await until(pilot, lambda: "!1" in static(pilot, "#wizard-title"), "that they are few")
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: not screen_of(pilot).state.draft.folders, "no folder")
+        assert "!" not in static(pilot, "#wizard-title")
