@@ -1,6 +1,6 @@
 """Step 6: what was found, with its fixes, what the job will do, and the job file.
 
-Checking is wanlora_tui.screens.wizard.checking's, the lines of what it will do wanlora_tui.draft.forecast's; handing it
+Checking is wanlora_tui.screens.frame.checking's, the lines of what it will do wanlora_tui.draft.forecast's; handing it
 in is wanlora_tui.screens.wizard.submitting's.
 """
 
@@ -28,11 +28,11 @@ from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import home_path
 from wanlora_tui.output.typed_paths import meant
 from wanlora_tui.screens.frame.button_label import set_label
+from wanlora_tui.screens.frame.checking import CheckingPane
 from wanlora_tui.screens.frame.finding_text import HEADINGS, counted, entry
 from wanlora_tui.screens.frame.reckoning import CLOCK
 from wanlora_tui.screens.frame.step_findings import Jump
-from wanlora_tui.screens.wizard.checking import CheckingPane
-from wanlora_tui.screens.wizard.pane import Choices, Edited, look_text
+from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
 
@@ -40,7 +40,7 @@ class TextPage(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
 
-class ReviewPane(CheckingPane):
+class ReviewPane(StepPane, CheckingPane):
     BINDINGS = bindings("wizard.fix", "wizard.fix_all", "wizard.show_file")
     DEFAULT_CSS = """
     ReviewPane #forecast { height: auto; }

@@ -22,6 +22,7 @@ from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
+from wanlora_tui.screens.frame.checking import Checked
 from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.screens.frame.field_search import FieldSearch
 from wanlora_tui.screens.frame.help_area import HelpingScreen
@@ -31,7 +32,6 @@ from wanlora_tui.screens.frame.reckoning import ForecastLine, ReckoningScreen
 from wanlora_tui.screens.frame.step_findings import Fix, Jump, StepFindings
 from wanlora_tui.screens.frame.step_marks import MarkingScreen
 from wanlora_tui.screens.wizard.captions import CaptionsPane
-from wanlora_tui.screens.wizard.checking import Checked
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane

@@ -26,7 +26,8 @@ from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.draft.history import History
-from wanlora_tui.screens.wizard import checking, reading
+from wanlora_tui.screens.frame import checking
+from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.pane import StepPane
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.widgets.clip_frames import ClipFrames

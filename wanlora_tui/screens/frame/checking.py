@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from textual import on, work
 from textual.message import Message
+from textual.widget import Widget
 
 from daemon.settings import CostSettings
 from daemon.wire.list_messages import PlannedTime
@@ -29,7 +30,6 @@ from wanlora_tui.draft.forecast import Forecast, reckon
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import home_path
 from wanlora_tui.screens.frame.reckoning import cost_of
-from wanlora_tui.screens.wizard.pane import StepPane
 
 
 @dataclass
@@ -58,12 +58,15 @@ class NotChecked(Message):
     problem: str
 
 
-class CheckingPane(StepPane):
+class CheckingPane(Widget):
     """A step that checks the whole job. `show_findings` is called when more is known, `show_checking` when a check
     begins."""
 
-    def __init__(self, state: WizardState) -> None:
-        super().__init__(state)
+    state: WizardState
+    look: Look | None  # at clips, for the check that is under way
+
+    def __init__(self) -> None:
+        super().__init__()
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
