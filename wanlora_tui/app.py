@@ -73,7 +73,7 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
     CSS_PATH = "app.tcss"
     TITLE = "wanlora"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012  (Textual's own declaration)
-    BINDINGS = bindings("app.help", "app.daemon", "app.ssh", "app.interrupt", "app.suspend")
+    BINDINGS = bindings("app.help", "app.palette", "app.daemon", "app.ssh", "app.interrupt", "app.suspend")
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from presets.base.fetch_plan import fetching_of
 from presets.base.model_facts import read_model
 from presets.caches.clip_scans import MOST, Identity, as_print, identity_of, keep_cuts, known_cuts, of_mask
 from presets.clips.clip_facts import ClipFacts, DatasetFacts, scan_dataset
-from presets.clips.likeness.alike import copies, look_alike, print_of
+from presets.clips.likeness.alike import Twin, copies, look_alike, print_of
 from presets.clips.loss_masks import shades_of
 from presets.clips.scene_cuts import find_cuts
 from presets.disk import exists, not_writable
@@ -130,14 +130,14 @@ def _look_alike(datasets: list[DatasetFacts], look: Look) -> list[list[str]]:
     return groups
 
 
-def twins_of(found: DatasetFacts, look: Look) -> dict[str, str]:
-    """Path of a clip of this dataset -> which other it is like, in words: `same bytes as a.mp4`, `looks like a.mp4`.
-    Raises LookEnded."""
-    twins: dict[str, str] = {}
+def twins_of(found: DatasetFacts, look: Look) -> dict[str, Twin]:
+    """Path of a clip of this dataset -> which others it is like. Raises LookEnded."""
+    twins: dict[str, Twin] = {}
     for group, how in [(g, "looks like") for g in _look_alike([found], look)] + [
         (g, "same bytes as") for g in copies(found.clips, look)
     ]:
-        twins |= {path: f"{how} {Path(group[0]).name}" for path in group[1:]}
+        twin = Twin(how, [str(Path(path).relative_to(found.path)) for path in group])
+        twins |= dict.fromkeys(group[1:], twin)
     return twins
 
 

@@ -229,7 +229,7 @@ async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(fold
         assert not missing
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
-        await pilot.press("ctrl+p")
+        await pilot.press("colon")
         await until(pilot, lambda: isinstance(app.focused, Input), "the palette")
         await pilot.press(*"preview")
         found = app.screen.query_one(CommandList)

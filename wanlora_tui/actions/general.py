@@ -11,6 +11,14 @@ register(
         help="All keys of this screen, and what they do.",
     ),
     Action(
+        id="app.palette",
+        keys="colon",  # ^P, which is Textual's own, is taken by editors that show a terminal in a browser
+        action="app.palette",
+        label="Palette",
+        help="Find an action, or a field of the wizard, by a word.",
+        show=False,
+    ),
+    Action(
         id="app.daemon",
         keys="d",
         action="app.daemon",

@@ -17,7 +17,7 @@ from textual.screen import Screen
 from wanlora_tui.actions import all_actions
 
 # actions that mean something on the focused widget only, or as a key alone: Ctrl+C is asked for twice
-OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.", "preview.", "app.interrupt")
+OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.", "preview.", "app.interrupt", "app.palette")
 
 
 def _commands() -> type[Provider]:
@@ -44,6 +44,10 @@ class OwnActions(App[None]):
             if action.id in offered and not action.id.startswith(OF_WIDGETS):
                 act = partial(self.run_action, action.action, offered[action.id])
                 yield SystemCommand(action.label, action.help, act)
+
+    def action_palette(self) -> None:
+        """Textual gives its own key up where another is bound to `command_palette`."""
+        self.action_command_palette()
 
     def refused(self, group: str) -> set[str]:
         """Ids of the actions of the screen on top, whose group that is, and of the app that would do nothing now."""

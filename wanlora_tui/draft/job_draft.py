@@ -24,6 +24,7 @@ from wanlora_tui.output.typed_paths import absolute, at, write_problem
 
 if TYPE_CHECKING:
     from presets.clips.clip_facts import DatasetFacts
+    from presets.clips.likeness.alike import Twin
     from presets.look import Look
     from presets.machine.machine import Machine
 
@@ -42,7 +43,7 @@ class WizardState:
         self.looks: dict[str, Look] = {}  # by absolute folder: those that are being scanned
         self.extensions: dict[str, str] = {}  # by absolute folder: of captions, with which it is or was scanned
         self.unread: dict[str, str] = {}  # by absolute folder: why its look ended early; "": nobody wanted to wait
-        self.twins: dict[str, dict[str, str]] = {}  # by absolute folder: path of a clip -> which other it is like
+        self.twins: dict[str, dict[str, Twin]] = {}  # by absolute folder: path of a clip -> which others it is like
         self.held_out: dict[str, set[str]] = {}  # by folder as it was read: clips that measure the loss alone
         self.captions = CaptionHistory()
         self.written: dict[Path, str] = {}  # job files that this wizard has written, and what is in them

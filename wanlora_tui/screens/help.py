@@ -156,7 +156,8 @@ class HelpScreen(ModalScreen[None]):
                 yield Static(heading, classes="help-heading")
                 yield Static(key_table(actions, self._refused))
             yield Static(
-                "Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading"
+                "Ctrl+P or : opens the command palette: every action by name, and the colour themes.",
+                classes="help-heading",
             )
         yield FittingFooter(show_command_palette=False)
 

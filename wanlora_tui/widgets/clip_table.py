@@ -4,6 +4,7 @@ What is wrong with clips is shown by the wizard's step (wanlora_tui.screens.wiza
 """
 
 from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -17,6 +18,9 @@ from presets.text import escaped
 from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import shorten
 from wanlora_tui.widgets.long_table import Column, LongTable
+
+if TYPE_CHECKING:
+    from presets.clips.likeness.alike import Twin
 
 MASKS = {"image": "still", "video": "video"}  # what masks the loss of a clip
 NAME = 24  # cells of a clip's name at most
@@ -62,7 +66,7 @@ class ClipTable(LongTable):
     entries: Sequence[ClipEntry] = ()
     panel: DatasetPanel | None = None
     left_out: frozenset[str] = frozenset()
-    twins: Mapping[str, str] = {}
+    twins: Mapping[str, "Twin"] = {}
     held: Set[str] = frozenset()  # paths of the clips that measure the loss and do not train
     masks = narrow = tight = False
 
@@ -71,12 +75,12 @@ class ClipTable(LongTable):
         entries: Sequence[ClipEntry],
         panel: DatasetPanel | None,
         left_out: frozenset[str],
-        twins: Mapping[str, str],
+        twins: Mapping[str, "Twin"],
         *,
         masks: bool,
     ) -> None:
         """Show these, also those that are left out; without a panel (no job yet) the speed stays open. `twins`: path of
-        a clip -> which other it is like."""
+        a clip -> which others it is like."""
         same = entries is self.entries and masks == self.masks
         self.entries, self.panel, self.left_out, self.twins = entries, panel, left_out, twins
         self.masks = masks
@@ -113,7 +117,8 @@ class ClipTable(LongTable):
             blank[1] = Text("left out" if out else "")
             return [Text(OUT if out else WRONG), name, *blank, Text(escaped(f"✗ {entry.problem}"))]
         video = clip.kind == "video"
-        twin, held = self.twins.get(entry.path, ""), entry.path in self.held
+        like, held = self.twins.get(entry.path), entry.path in self.held
+        twin = like.said(entry.name, self.left_out) if like is not None else ""
         default = panel.default_caption if panel else ""
         caption = clip.caption if clip.has_caption else f"default: {default}" if default else "✗ none"
         caption = f"✗ {entry.caption_problem}" if entry.caption_problem else caption

@@ -30,7 +30,7 @@ from wanlora_tui.widgets.pasting import OneLine
 RECOMMENDED, CHANGED, WRONG = "◆", "●", "✗"
 LONGEST_PROBLEM = 200  # of what was typed, it may quote a page
 NOTE = 17  # cells that the usual notes need: `● yours, ◆ 0.0001`
-REST = 0.6  # seconds without a key before the line of a problem that was mended is taken out
+REST = 0.4  # seconds without a key before the line of a problem comes under its field, or goes
 LEFT_OPEN = ("auto", "model")  # values that say: as it fits
 
 
@@ -152,7 +152,7 @@ class FieldInput(Vertical):
         self._marked: tuple[Any, ...] | None = None  # what the note was made of
         self._found = ""  # what is wrong with a value that can be one
         self._on_the_way = 0  # changes posted and not yet taken in
-        self._blank: Timer | None = None
+        self._turning: Timer | None = None  # the line of a problem is about to come or go
 
         # kept, because looking for them at every key costs more than all else that a row does
         self._label = Static(f" {self.field.label}", classes="field-label", markup=False)
@@ -199,6 +199,9 @@ class FieldInput(Vertical):
         self._label.update(f"▸{self.field.label}", layout=False)
 
     def on_descendant_blur(self) -> None:
+        if self._turning is not None:
+            self._turning.stop()
+            self._turn()
         self._label.update(f" {self.field.label}", layout=False)
 
     @property
@@ -252,30 +255,29 @@ class FieldInput(Vertical):
             self._show_problem(text)
 
     def _show_problem(self, text: str) -> None:
-        """In a line of its own. While its user types, a line that is there stays, though empty: fields that jump at
-        every other key are hard to read, and cost a layout of the whole screen each time."""
+        """In a line of its own, once its user types no more: the note says at once that it is not valid. Fields that
+        jump at every other key are hard to read, and cost a layout of the whole screen each time."""
         if text == self._problem:
             return
         before, self._problem = self._problem, text
         place, shown = self._error_place, f"{WRONG} {text}" if text else ""
-        if self._blank is not None:
-            self._blank.stop()
-            self._blank = None
-        if text:
-            width = place.content_size.width if place.has_class("-wrong") else 0
-            place.update(shown, layout=max(cell_len(before) + 2, cell_len(shown)) > width)
-            place.add_class("-wrong")
-        elif self.has_focus_within:
-            place.update("", layout=False)
-            self._blank = self.set_timer(REST, self._close_problem)
+        if self._turning is not None:
+            self._turning.stop()
+            self._turning = None
+        is_open = place.has_class("-wrong")
+        width = place.content_size.width
+        longest = max(cell_len(before) + 2, cell_len(shown))
+        place.update(shown, layout=is_open and bool(text) and longest > width)
+        if bool(text) == is_open:
+            return
+        if self.has_focus_within:
+            self._turning = self.set_timer(REST, self._turn)
         else:
-            self._close_problem()
+            self._turn()
 
-    def _close_problem(self) -> None:
-        self._blank = None
-        if not self._problem:
-            self._error_place.remove_class("-wrong")
-            self._error_place.update("", layout=False)
+    def _turn(self) -> None:
+        self._turning = None
+        self._error_place.set_class(bool(self._problem), "-wrong")
 
     def reset(self) -> None:
         """Back to the recommended value, if there is one."""
@@ -303,8 +305,8 @@ class FieldInput(Vertical):
     def _edited(self, event: Input.Changed | Select.Changed) -> None:
         """Reads what the control holds by now, since the event may be older than that."""
         event.stop()
-        if self._blank is not None:
-            self._blank.reset()
+        if self._turning is not None:
+            self._turning.reset()
         control, before = self.control, (self.value, self.typed)
         if isinstance(control, Choice):
             self.value = control.value

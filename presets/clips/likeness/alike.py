@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,19 @@ SAME_LENGTH = 0.1  # the longer of two alike clips lasts no more than this share
 Print = list[int]  # of 64 bits each, WORDS a picture; [] of a clip whose pictures tell nothing
 
 _digests: dict[tuple[int, int, int, int], bytes] = {}  # (device, inode, size, mtime) -> of all bytes
+
+
+class Twin(NamedTuple):
+    """What a clip is like: those before it in a group of clips that are all alike."""
+
+    how: str  # `same bytes as`, `looks like`
+    group: Sequence[str]  # names in the folder, as `exclude` names clips
+
+    def said(self, own: str, left_out: Set[str]) -> str:
+        """`same bytes as a.mp4`: the first of them that trains; "" when the clip itself is that one."""
+        before = takewhile(lambda name: name != own, self.group)
+        other = next((name for name in before if name not in left_out), "")
+        return f"{self.how} {Path(other).name}" if other else ""
 
 
 def copies(clips: Iterable[ClipFacts], look: Look) -> list[list[str]]:

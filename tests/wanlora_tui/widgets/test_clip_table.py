@@ -2,6 +2,7 @@
 
 from textual.app import App, ComposeResult
 
+from presets.clips.likeness.alike import Twin
 from presets.job.schema import DatasetPanel
 from tests.helpers.facts import clip, image
 from tests.helpers.interface.wizard_pilot import screen_text
@@ -44,3 +45,22 @@ async def test_where_there_is_little_room_the_caption_comes_before_rate_and_spee
             await pilot.pause()
             assert len(table.columns) == labels == len(table.cells(0)) == len(table.cells(1))
             assert "a horse" in screen_text(app) and "✗ no film" in screen_text(app)
+
+
+async def test_a_clip_is_like_the_first_that_trains() -> None:
+    names = ["a.mp4", "b.mp4", "c.mp4"]
+    entries = [ClipEntry(0, name, f"/c/{name}", clip(f"/c/{name}", caption="a horse")) for name in names]
+    twins = dict.fromkeys([e.path for e in entries[1:]], Twin("same bytes as", names))
+    app = TableApp()
+    async with app.run_test(size=(80, 8)):
+        table = app.query_one(ClipTable)
+        for left_out, said in (
+            (set(), ["", "same bytes as a.mp4", "same bytes as a.mp4"]),
+            ({"a.mp4"}, ["", "", "same bytes as b.mp4"]),
+            ({"a.mp4", "b.mp4"}, ["", "", ""]),
+        ):
+            table.show(entries, DatasetPanel(path="/c"), frozenset(left_out), twins, masks=False)
+            cells = [table.cells(row) for row in range(3)]
+            assert [str(row[-1]).rpartition(" · ")[0] for row in cells] == said
+            marks = ["⊘" if name in left_out else "≈" if like else "" for name, like in zip(names, said, strict=True)]
+            assert [str(row[0]) for row in cells] == marks

@@ -161,7 +161,8 @@ class ReckoningScreen(Screen[Any]):
         """Reckon once no key comes for a moment. What is shown is marked as old when that takes longer: at once, it
         would be drawn twice more for each key, with all that stands between it and the field."""
         self._revision += 1
-        if not self.state.ready:
+        if not self.state.ready:  # what was found of a job that is none any more is found no more
+            self.findings = None
             return
         if self.forecast is None:
             self._mark_old()

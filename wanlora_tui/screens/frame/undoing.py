@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from textual.screen import Screen
@@ -10,6 +11,8 @@ from presets.errors import UserError
 from wanlora_tui.draft.draft_store import Draft
 from wanlora_tui.draft.history import History, changed, in_words
 from wanlora_tui.draft.job_draft import WizardState
+
+SAID = 0.05  # seconds after which it is said what: a notice lays out the screen once more, behind what it tells of
 
 
 class UndoingScreen(Screen[Any]):
@@ -62,7 +65,8 @@ class UndoingScreen(Screen[Any]):
             self.state.refresh()
         values[id(after)] = self._values(paths)
         await self.went_to(paths)
-        self._say(f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}")
+        said = f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}"
+        self.set_timer(SAID, partial(self._say, said))
 
     def _say(self, text: str) -> None:
         """In place of what the keys before it said: a key held down would cover the step with notices."""

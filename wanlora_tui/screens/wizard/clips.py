@@ -44,6 +44,7 @@ class ClipsPane(MendingPane):
     ClipsPane #problems Static { height: auto; }
     ClipsPane #frames { height: auto; }
     ClipsPane #mend { display: none; }
+    ClipsPane #leave-out { width: 13; }
     ClipsPane.-folders #mend { display: block; }
     ClipsPane #leave-out, ClipsPane #caption { display: none; }
     ClipsPane.-clips #leave-out, ClipsPane.-clips #caption { display: block; }

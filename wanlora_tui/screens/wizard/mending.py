@@ -38,6 +38,7 @@ class MendingPane(StepPane):
         """`lists` are the wizard's: thousands of clips are listed once, not each time that a step is entered."""
         super().__init__(state)
         self.lists = lists
+        self._planning = False  # captions are being made, to be shown before they are written
 
     def current(self) -> ClipEntry | None:
         """The clip under the cursor of the step's table."""
@@ -123,7 +124,11 @@ class MendingPane(StepPane):
                 for change in of_folder(template, _training(listed), listed.found, panel)
             ]
 
-        changes = await asyncio.to_thread(plan, template or "")  # there may be thousands
+        self._planning = True
+        try:
+            changes = await asyncio.to_thread(plan, template or "")  # there may be thousands
+        finally:
+            self._planning = False
         if not changes:
             self.notify(none)
             return
@@ -177,6 +182,9 @@ class MendingPane(StepPane):
             self.post_message(ReadAgain(folder))
 
     def action_stop_looking(self) -> None:
+        if self._planning:
+            self.workers.cancel_group(self, "many")
+            return
         for folder, look in list(self.state.looks.items()):
             look.end()
             if folder not in self.state.scans:
@@ -189,7 +197,7 @@ class MendingPane(StepPane):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop_looking":
-            return self.reading
+            return self.reading or self._planning
         if action == "leave_out":
             return self.current() is not None
         if action in ("add_trigger", "fill_captions"):

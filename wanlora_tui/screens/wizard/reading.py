@@ -16,6 +16,7 @@ from textual.worker import Worker, WorkerState
 
 from daemon.wire.protocol import JobRecord
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
+from presets.clips.likeness.alike import Twin
 from presets.facts.gather import twins_of
 from presets.job.schema import DatasetPanel
 from presets.look import Look, LookEnded
@@ -55,7 +56,7 @@ class TwinsFound(Message):
     """Clips of a folder that are there twice."""
 
     folder: str
-    twins: dict[str, str]  # path of a clip -> which other it is like
+    twins: dict[str, Twin]  # by path of a clip
     look: Look
 
 

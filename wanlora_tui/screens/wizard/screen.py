@@ -22,6 +22,7 @@ from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
+from wanlora_tui.screens.frame.checking import Checked
 from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.screens.frame.field_search import FieldSearch
 from wanlora_tui.screens.frame.help_area import HelpingScreen
@@ -38,7 +39,7 @@ from wanlora_tui.screens.wizard.mending import ClipsChosen, MendingPane
 from wanlora_tui.screens.wizard.offer import Offered, offer
 from wanlora_tui.screens.wizard.pane import Edited, StepBox, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptRow, PromptsPane
-from wanlora_tui.screens.wizard.review import Checked, ReviewPane
+from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
 from wanlora_tui.screens.wizard.submitting import LaunchingScreen
 from wanlora_tui.widgets.field_input import FieldInput, field_id

@@ -6,18 +6,22 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.facts import gpu, machine
-from tests.helpers.interface.wizard_pilot import make_clips, static, until, wizard
+from tests.helpers.interface.wizard_pilot import at_step, make_clips, screen_of, static, until, wizard
 from tests.wanlora_tui.screens.wizard.test_wizard import resumed
 from wanlora_tui.draft import forecast
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.frame import reckoning
-from wanlora_tui.screens.wizard import reading
+from wanlora_tui.screens.wizard import reading, review
 
 pytestmark = pytest.mark.process  # takes seconds
 
 
-async def test_when_the_job_would_be_done_follows_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("step", "where"), [("settings", "#forecast-line"), ("review", "#forecast")])
+async def test_when_the_job_would_be_done_follows_the_clock(
+    step: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reckoning, "CLOCK", 0.05)
+    monkeypatch.setattr(review, "CLOCK", 0.05)
     monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
     begin = now = time.time()
 
@@ -25,12 +29,26 @@ async def test_when_the_job_would_be_done_follows_the_clock(tmp_path: Path, monk
         time = staticmethod(lambda: now)
 
     monkeypatch.setattr(forecast, "time", Clock)
-    draft = Draft(step="settings", kind="motion", folders=[str(make_clips(tmp_path / "clips", 2))])
+    draft = Draft(step=step, kind="motion", folders=[str(make_clips(tmp_path / "clips", 2))])
     DraftStore(tmp_path / "draft.json").save(draft)
     async with wizard(tmp_path / "draft.json") as pilot:
-        await resumed(pilot, "settings")
-        await until(pilot, lambda: "done at" in static(pilot, "#forecast-line"), "what the job takes")
-        before = static(pilot, "#forecast-line")
+        await resumed(pilot, step)
+        await until(pilot, lambda: "done at" in static(pilot, where), "what the job takes")
+        await until(pilot, lambda: not screen_of(pilot).looking, "the end of all looks")
+        before = static(pilot, where)
         now = begin + 7777
-        await until(pilot, lambda: static(pilot, "#forecast-line") != before, "another time")
-        assert static(pilot, "#forecast-line").count("done at") == 1
+        await until(pilot, lambda: static(pilot, where) != before, "another time")
+        assert static(pilot, where).count("done at") == 1
+
+
+async def test_what_was_found_goes_with_the_last_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
+    draft = Draft(step="clips", kind="motion", folders=[str(make_clips(tmp_path / "clips", 2))])
+    DraftStore(tmp_path / "draft.json").save(draft)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await resumed(pilot, "clips")
+        await at_step(pilot, "clips")
+        await until(pilot, lambda: "!1" in static(pilot, "#wizard-title"), "that they are few")
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: not screen_of(pilot).state.draft.folders, "no folder")
+        assert "!" not in static(pilot, "#wizard-title")

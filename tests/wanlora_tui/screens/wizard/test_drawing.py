@@ -122,7 +122,7 @@ async def test_little_is_drawn_and_it_is_the_same(tmp_path: Path, monkeypatch: p
         await pilot.pause()
         assert drawn and min(a / b for a, b in drawn) < 0.5, drawn
         await pilot.press("z")  # a line comes under the field, and goes
-        assert "Expected integer" in screen_text(pilot.app)
+        await until(pilot, lambda: "Expected integer" in screen_text(pilot.app), "the line")
         await pilot.press("backspace", "tab", "pagedown", "shift+tab")
         assert "7" in str(screen.query_one("#field-training-steps", FieldInput).value)
 

@@ -184,6 +184,30 @@ async def test_trigger_is_added_to_all_that_lack_it_after_a_look(tmp_path):
         assert {p.name: p.read_bytes() for p in folder.glob("*.txt")} == before
 
 
+async def test_esc_ends_what_is_planned_and_opens_nothing(tmp_path, monkeypatch):
+    """Neither the question whether to leave, nor the captions once they are there."""
+    go, begun = threading.Event(), threading.Event()
+
+    def held(*args: Any) -> list[CaptionChange]:
+        begun.set()
+        go.wait()
+        return real(*args)
+
+    real = mending.filled
+    monkeypatch.setattr(mending, "filled", held)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_captions(pilot, make_clips(tmp_path / "bare", captions=False))
+        screen = screen_of(pilot)
+        await pilot.press("i")
+        await until(pilot, begun.is_set, "the plan")
+        await pilot.press("escape")
+        go.set()
+        await until(pilot, lambda: not any(w.group == "many" for w in screen.pane.workers), "its end")
+        assert pilot.app.screen is screen
+        await pilot.press("i")
+        await on_top(pilot, CaptionsDialog)
+
+
 async def test_empty_captions_are_filled_from_a_template(tmp_path):
     folder = make_clips(tmp_path / "clips", 2, captions=False)
     (folder / "clip_01.txt").write_text("its own")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from presets.clips.likeness.alike import Twin
 from tests.helpers.interface.drawn import Drawn, settled, stale
 from tests.helpers.interface.wizard_pilot import WizardApp, at_step, make_base, make_clips, scanned, screen_of, until
 from tests.helpers.interface.wizard_pilot import wizard as running
@@ -61,7 +62,7 @@ async def test_no_stale_line_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 state = screen.state
                 entry = dice.choice(sorted(c.path for c in state.scans[str(clips)].clips))
                 state.held_out = {str(clips): {entry}}
-                state.twins[str(clips)] = {entry: f"looks like {turn}"}
+                state.twins[str(clips)] = {entry: Twin("looks like", [str(turn), Path(entry).name])}
                 screen.show()
                 done.append("rows")
             else:

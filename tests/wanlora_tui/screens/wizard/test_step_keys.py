@@ -102,7 +102,7 @@ async def test_the_review_offers_a_fix_where_there_is_something_to_fix(tmp_path)
         applied = Finding(code="few", severity="advice", field="save.keep", message="m", fix="f", set={"save.keep": 2})
         for left, ways in (([*by_hand, applied], 2), (by_hand, 0), ([], 0)):
             pane.findings = left
-            pane._show_findings()
+            pane.show_findings()
             assert len(offered()) == ways and pane.query_one("#fix").display is bool(ways)
 
 

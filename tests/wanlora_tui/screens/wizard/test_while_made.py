@@ -26,7 +26,8 @@ from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.draft.history import History
-from wanlora_tui.screens.wizard import reading, review
+from wanlora_tui.screens.frame import checking
+from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.pane import StepPane
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.widgets.clip_frames import ClipFrames
@@ -270,7 +271,7 @@ async def test_a_check_that_dies_says_so(work: Path, monkeypatch: pytest.MonkeyP
     def dies(*args: Any, **how: Any) -> Any:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(review, "gather", dies)
+    monkeypatch.setattr(checking, "gather", dies)
     async with wizard(a_draft(work, "review")) as pilot:
         await resumed(pilot, "review")
         pane = await reviewed(pilot)

@@ -400,7 +400,7 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
         await at_field(pilot, "training.lr")
         await pilot.press("ctrl+u")
         await type_text(pilot, "quick")
-        assert "✗ Expected number" in screen_text(pilot.app)
+        await until(pilot, lambda: "✗ Expected number" in screen_text(pilot.app), "what is wrong")
     async with wizard(draft) as pilot:
         await resumed(pilot, "settings")
         await pilot.press("f8", "f8")
