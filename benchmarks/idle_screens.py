@@ -4,7 +4,8 @@
 
 The interface runs on a pseudo-terminal of 160x48 whose output is read and thrown away, beside a daemon of its own with
 the fake trainer of the tests, so nothing here needs a GPU. Each figure is user and system time of the interface's
-process, as a share of one core, from when the screen has stood for some seconds.
+process, in seconds of each minute and as a share of one core, from when the screen has stood for some seconds. Of a
+run that has just begun each step moves all of the plot; of one a thousand steps old it moves next to nothing.
 """
 
 import argparse
@@ -29,6 +30,9 @@ from daemon.wire.client import Client
 from tests.helpers.interface.harness import running_daemon, short_dir, write_job
 
 ROWS, COLUMNS = 48, 160
+# as in the tests: what their daemon is forked from may have no threads
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+OLD = 1000  # steps
 SETTLE = 6.0  # seconds until the list is there and the first drawings are over
 
 
@@ -81,13 +85,21 @@ async def fill(folder: Path, jobs: Path, names: list[str], *, pace_ms: int) -> N
             await client.submit(write_job(jobs, name, steps=1_000_000, pace_ms=pace_ms))
 
 
-async def stopped(folder: Path, name: str) -> None:
+async def stopped(folder: Path, name: str, *, at: int = 1) -> None:
     async with Client(folder) as client:
-        while (await client.show(name)).step < 1:
+        while (await client.show(name)).step < at:
             await asyncio.sleep(0.2)
         await client.stop(name)
         while (await client.show(name)).state != "stopped":
             await asyncio.sleep(0.2)
+
+
+async def resumed(folder: Path, jobs: Path, name: str, *, pace_ms: int) -> None:
+    """At another pace."""
+    write_job(jobs, name, steps=1_000_000, pace_ms=pace_ms)
+    async with Client(folder) as client:
+        check = await client.resume_check(name)
+        await client.resume(name, accepted=check.digest)
 
 
 def main() -> int:
@@ -95,21 +107,28 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--jobs", type=int, default=500)
     options = parser.parse_args()
+    os.environ |= ONE_THREAD
     folder, jobs = short_dir(), Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))
 
     def tell(what: str, *arguments: str) -> None:
         found = share(folder, options.seconds, *arguments)
-        print(f"{what:<52} {found:5.1f}% of a core; load {os.getloadavg()[0]:.1f}", flush=True)
+        said = f"{0.6 * found:5.2f} s a minute, {found:4.1f}% of a core"
+        print(f"{what:<66} {said}; load {os.getloadavg()[0]:.1f}", flush=True)
 
     try:
         with running_daemon(folder):
             asyncio.run(fill(folder, jobs, ["ended"], pace_ms=200))
             asyncio.run(stopped(folder, "ended"))
             tell("dashboard of a stopped run", "attach", "ended")
+            asyncio.run(fill(folder, jobs, ["old"], pace_ms=5))
+            asyncio.run(stopped(folder, "old", at=OLD))
+            asyncio.run(resumed(folder, jobs, "old", pace_ms=2000))
+            tell(f"dashboard of a run of {OLD} steps, another every two seconds", "attach", "old")
+            asyncio.run(stopped(folder, "old"))
             asyncio.run(fill(folder, jobs, ["first"], pace_ms=2000))
             tell("dashboard of a run with a step every two seconds", "attach", "first")
-            tell("2 jobs, one of them with a step every two seconds")
-            asyncio.run(fill(folder, jobs, [f"job_{i:03}" for i in range(options.jobs - 2)], pace_ms=2000))
+            tell("3 jobs, one of them with a step every two seconds")
+            asyncio.run(fill(folder, jobs, [f"job_{i:03}" for i in range(options.jobs - 3)], pace_ms=2000))
             tell(f"{options.jobs} jobs, one of them with a step every two seconds")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
