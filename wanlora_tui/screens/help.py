@@ -53,6 +53,7 @@ NAMES = {
     "end": "End",
     "question_mark": "?",
     "slash": "/",
+    "colon": ":",
     "escape": "Esc",
     "enter": "Enter",
     "space": "Space",
