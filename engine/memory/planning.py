@@ -68,6 +68,7 @@ class Planning:
     dropped: bool = False  # CUDA graphs gave room to a preview
     downs: int = 0  # how often a smaller plan was taken since the attempt began ...
     short: str = ""  # ... and why the last time
+    failed: tuple[Plan, ...] = ()  # plans that memory ran out under since then
 
     def unlocked(self) -> "Planning":
         """The same plan without page-locked memory."""
@@ -228,7 +229,15 @@ def smaller(job: Job, planning: Planning, exhausted: ExhaustedPhase, lost: int =
     limits = limits_of(job.model.low_vram, job.model.layer_offloading)
 
     def below(plan: Plan) -> Plan | None:
-        return next_down(plan, planning.work, hardware, planning.shape, limits=limits, exhausted=exhausted)
+        return next_down(
+            plan,
+            planning.work,
+            hardware,
+            planning.shape,
+            limits=limits,
+            exhausted=exhausted,
+            tried=planning.failed,
+        )
 
     found = plan = below(planning.plan)
     while (

@@ -137,6 +137,7 @@ def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
         text = f"{short}; {graphs}everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)
     else:
+        planning = replace(planning, failed=(*planning.failed, planning.plan))
         smallest = smaller(run.job, planning, exhausted, why.lost)
         if smallest is None:
             raise UserError(

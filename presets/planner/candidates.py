@@ -7,7 +7,7 @@ other beats in both memory and time are the rungs.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import product
 from typing import Literal
 
@@ -223,9 +223,11 @@ def next_down(
     *,
     limits: Limits | None = None,
     exhausted: ExhaustedPhase = "vram",
+    tried: Collection[Plan] = (),
 ) -> Plan | None:
     """The fastest plan that takes less than `plan`, for after memory ran out. None at the last rung. Of plans that are
-    about as fast, the smallest.
+    about as fast, the smallest; none that was `tried` before: where memory of the card and of the host run out in turn,
+    what spares the one takes the other.
 
     `exhausted` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own
     peak is then lowered and no other raised; or `ram`, for host memory that was refused: then VRAM may rise to what is
@@ -243,7 +245,12 @@ def next_down(
     def saves(theirs: float, ours: float) -> bool:
         return theirs <= ours - max(LEAST_OF_ALL * ours, min(LEAST_SAVED, LEAST_SHARE * ours))
 
+    def as_here(other: Plan) -> Plan:
+        return msgspec.structs.replace(other, any_size=plan.any_size, pinned=plan.pinned and other.pinned)
+
     def better(other: Plan) -> bool:
+        if as_here(other) in tried:
+            return False
         theirs, their_reserved = costs.memory.vram(other)
         their_ram = sum(costs.memory.ram(other).values())
         if exhausted == "ram":
@@ -278,5 +285,4 @@ def next_down(
     as_fast = [p for p, s in zip(found, seconds, strict=True) if s <= min(seconds) * AS_FAST]
     chosen = min(as_fast, key=lambda p: (costs.memory.vram(p)[1], -p.vae_frames))
     wider = with_vae_frames(costs, chosen, plan.vae_frames)
-    found_plan = wider if better(wider) else chosen
-    return msgspec.structs.replace(found_plan, any_size=plan.any_size, pinned=plan.pinned and found_plan.pinned)
+    return as_here(wider if better(wider) else chosen)

@@ -1,5 +1,6 @@
 """The plan of a resumed run, on a card that is made up."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -195,3 +196,20 @@ def test_other_kernels_are_told(monkeypatch):
         "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)"
         in said
     )
+
+
+@pytest.mark.parametrize("free", [12, 16, 40])
+def test_memory_of_the_card_and_of_the_host_that_run_out_in_turn_come_to_an_end(planned, free):
+    """Each time by a plan that was not tried yet: what saves memory of the card takes the host's."""
+    now, tried = planned(free), list[Plan]()
+    for exhausted in itertools.islice(itertools.cycle(["vram", "ram"]), 200):
+        now = replace(now, failed=(*now.failed, now.plan))
+        assert now.plan not in tried
+        tried.append(now.plan)
+        lower = planning.smaller(job(), now, exhausted)
+        if lower is None:
+            break
+        now = replace(now, plan=lower)
+    else:
+        raise AssertionError("it does not end")
+    assert len(tried) > 2
