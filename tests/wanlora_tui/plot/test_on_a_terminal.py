@@ -21,7 +21,7 @@ def test_a_recorded_run_is_read_zoomed_and_compared():
             with closing(Terminal(command, cwd=ROOT, env=environment(NO_COLOR="1"))) as screen:
                 screen.wait(lambda text: "● high noise" in text and "2000" in text and "went back" in text, "the plot")
                 assert {"●", "○", "◆", "▣", "↓", "►", "↶", "!"} <= set(screen.text)
-                screen.press("m", "m", "m", "m")
+                screen.press("m", "m", "m")
                 screen.wait("! step 555 not finite, skipped")
                 screen.press("+", "+")
                 screen.wait("steps 416 to 1016")
