@@ -300,7 +300,8 @@ class BlockExecutor:
             leaf = x_BTD.detach().requires_grad_(True)
             q, k, v = resources.pre_attention(leaf, given, weights)
             a = _Attention.apply(resources.attention, share, q, k, v).flatten(2, 3)
-            return leaf, resources.kept_post_attention(leaf, a, resources.text_kv(given, weights), given, weights)
+            text = resources.text_kv(given, weights)
+            return leaf, resources.post_attention(leaf, a, text, given, weights, kept=True)[0]
 
     def _backward_block(
         self,

@@ -113,25 +113,16 @@ class ExecutorResources:
         text: tuple[torch.Tensor, torch.Tensor],
         given: PassInputs,
         weights: BlockWeights,
+        *,
+        kept: bool = False,
     ) -> tuple[torch.Tensor, ...]:
         """The block's output for a run of tokens, from its input and its attention's output there; then what
-        `post_attention_again` is given, where the plan saves that."""
+        `post_attention_again` is given, where the plan saves that and the output's graph is not `kept`."""
         self._mark_post((x_BTD, a_BTD), text, given)
-        made = self._post_attention_saving if self.plan.save_hidden else self._post_attention
-        found = made(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
-        return tuple(found) if self.plan.save_hidden else (found,)
-
-    def kept_post_attention(
-        self,
-        x_BTD: torch.Tensor,
-        a_BTD: torch.Tensor,
-        text: tuple[torch.Tensor, torch.Tensor],
-        given: PassInputs,
-        weights: BlockWeights,
-    ) -> Any:
-        """The output alone, with its graph."""
-        self._mark_post((x_BTD, a_BTD), text, given)
-        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
+        arguments = x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text
+        if self.plan.save_hidden and not kept:
+            return tuple(self._post_attention_saving(*arguments))
+        return (self._post_attention(*arguments),)
 
     def post_attention_again(
         self,

@@ -56,8 +56,7 @@ def notices(rank: Rank, job: Job, here: Job, facts: Facts) -> list[Finding]:
                 code="more-gpus",
                 severity="advice",
                 field="job.gpus",
-                message=f"{never_measured(job, rank.world, hosts=hosts)} was shown by processes on a CPU, and not"
-                " measured on cards yet",
+                message=never_measured(job, rank.world, hosts=hosts),
                 fix=to_be_sure(job, rank.world, hosts=hosts),
             )
         )

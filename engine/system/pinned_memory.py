@@ -38,7 +38,7 @@ def host_buffer(size: int, *, pinned: bool) -> torch.Tensor:
     if pinned:
         buffer = buffer_to_lock(size)
         if size:
-            buffer.zero_()  # by torch's threads: locking would have one make the pages, three to five times as long
+            buffer.zero_()  # torch's threads make the pages; locking would have one make them all
             lock(buffer)
         return buffer
     try:

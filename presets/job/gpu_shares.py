@@ -91,7 +91,8 @@ def never_measured(job: Job, gpus: int, *, hosts: int = 1) -> str:
     if gpus <= RECORDED and hosts == 1 and each <= RECORDED_PER_CLIP:
         return ""
     cards = f"{gpus} cards" if hosts == 1 else f"{gpus} cards of {hosts} hosts"
-    return f"that {cards} make the LoRAs of one" if each == 1 else f"that {cards}, {each} to a clip, agree with one"
+    claim = f"{cards} make the LoRAs of one" if each == 1 else f"{cards}, {each} to a clip, agree with one"
+    return f"that {claim} was shown by processes on a CPU, and not measured on cards yet"
 
 
 def to_be_sure(job: Job, gpus: int, *, hosts: int = 1) -> str:

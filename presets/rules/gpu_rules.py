@@ -122,7 +122,7 @@ def more_gpus(job: Job, facts: Facts) -> Iterator[Found]:
     if on_cards(facts) and (what := never_measured(job, gpus)):
         yield Found(
             "job.gpus",
-            f"{what} was shown by processes on a CPU, and not measured on cards yet",
+            what,
             fix=to_be_sure(job, gpus),
         )
 

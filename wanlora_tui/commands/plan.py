@@ -234,7 +234,7 @@ def _shared_lines(shared: Shared, job: Job) -> Iterator[tuple[str, str]]:
     yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
     yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
     if what := never_measured(job, shared.gpus):
-        yield "", f"reckoned: {what} was shown by processes on a CPU, and not measured on cards yet"
+        yield "", f"reckoned: {what}"
         yield "", to_be_sure(job, shared.gpus)
 
 

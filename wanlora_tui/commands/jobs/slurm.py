@@ -64,7 +64,7 @@ def submit_slurm(args: Namespace) -> int:
     if args.nodes > 1 and not facts.tiny:
         what = never_measured(job, gpus * args.nodes, hosts=args.nodes)
         sure = to_be_sure(job, gpus * args.nodes, hosts=args.nodes)
-        say(f"{what[0].upper()}{what[1:]} was shown by processes on a CPU, and not measured on cards yet. {sure}")
+        say(f"{what[0].upper()}{what[1:]}. {sure}")
     elsewhere = Facts(**{f: getattr(facts, f) for f in facts.__struct_fields__ if f != "machine"})
     findings = check_job(job, elsewhere)  # the nodes are other machines than this
     if findings:
