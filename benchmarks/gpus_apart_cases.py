@@ -42,6 +42,7 @@ CASES = {  # each for two GPUs, unless it says so
     "experts": Case("41x512x512", 20, both=True),
     "micro-batches": Case("41x512x512", 6, accumulation=2),
     "experts-and-micro-batches": Case("41x512x512", 8, both=True, accumulation=2),  # for --together 4
+    "micro-batches-of-4": Case("41x512x512", 6, accumulation=4),  # for --together 4
 }
 
 

@@ -11,9 +11,9 @@ from presets.job.schema import Job
 # The most GPUs of one host with which a run on real cards is recorded (in benchmarks/results). With more, and with
 # several hosts, only the CPU's gloo has shown that the LoRAs come out bit-equal: that is said, and nothing is refused.
 # Whoever records such a run (benchmarks.gpus_apart) raises this with it.
-RECORDED = 2
+RECORDED = 4
 # The same of GPUs that share each clip.
-RECORDED_PER_CLIP = 2
+RECORDED_PER_CLIP = 4
 HEADS = 40  # of Wan 2.2 A14B's attention
 
 

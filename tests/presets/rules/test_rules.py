@@ -1231,15 +1231,15 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     (
         "more-gpus",
         "job.gpus",
-        job(job={"gpus": [1, 0, 2]}, training={"gradient_accumulation": 3}),
-        facts(machine=machine(gpu(), gpu(index=1), gpu(index=2))),
+        job(job={"gpus": [1, 0, 2, 3, 4]}, training={"gradient_accumulation": 5}),
+        facts(machine=machine(*(gpu(index=i) for i in range(5)))),
         None,
     ),
     (
         "more-gpus",
         "job.gpus",
-        job(job={"gpus": [1, 0, 2]}, training={"gradient_accumulation": 3}),
-        facts(machine=machine(gpu(), gpu(index=1), gpu(index=2)), model=tiny_model()),
+        job(job={"gpus": [1, 0, 2, 3, 4]}, training={"gradient_accumulation": 5}),
+        facts(machine=machine(*(gpu(index=i) for i in range(5))), model=tiny_model()),
         None,
     ),
     # held-out loss
@@ -1936,8 +1936,10 @@ def four_cards() -> Facts:
     [([0, 1, 2, 3], 2, 1), ([0, 1, 2], 3, 1), ([0, 1, 2, 3], 1, 2), ([0, 1, 2, 3], 1, 4)],
 )
 def test_any_number_of_cards_that_divides_the_work_trains_and_what_nobody_measured_is_said(
-    gpus, accumulation, per_clip
+    gpus, accumulation, per_clip, monkeypatch
 ):
+    monkeypatch.setattr(gpu_shares, "RECORDED", 2)
+    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 1)
     made = job(job={"gpus": gpus, "gpus_per_clip": per_clip}, training={"gradient_accumulation": accumulation})
     assert [f for f in check_job(made, four_cards()) if f.severity == "error"] == []
     (said,) = of("more-gpus", made, four_cards())
@@ -1949,6 +1951,8 @@ def test_any_number_of_cards_that_divides_the_work_trains_and_what_nobody_measur
 
 def test_what_was_measured_and_processes_on_the_cpu_are_not_spoken_of(monkeypatch: pytest.MonkeyPatch):
     known, three = four_cards(), job(job={"gpus": [0, 1, 2]})
+    monkeypatch.setattr(gpu_shares, "RECORDED", 2)
+    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 2)
     assert of("more-gpus", three, known)
     assert not of("more-gpus", three, facts(machine=machine(), model=tiny_model()))
     monkeypatch.setattr(gpu_shares, "RECORDED", 3)

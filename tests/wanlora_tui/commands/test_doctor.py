@@ -10,6 +10,7 @@ from typing import NoReturn
 
 import pytest
 
+from presets.job.gpu_shares import RECORDED
 from presets.machine.machine import read_machine
 from presets.machine.torch_build import Build
 from tests.helpers import ROOT
@@ -182,9 +183,9 @@ def test_the_way_between_gpus_is_measured_where_there_are_two_and_it_says_why_no
 
 
 def test_more_gpus_than_were_measured_together_are_spoken_of():
-    assert list(doctor_machine.many_gpus(machine(gpu(), gpu(index=1)))) == []
+    assert list(doctor_machine.many_gpus(machine(*(gpu(index=i) for i in range(RECORDED))))) == []
     (line,) = doctor_machine.many_gpus(machine(*(gpu(index=i) for i in range(8))))
-    assert line.level == "ok" and line.text.startswith("a job may name all 8; more than 2 in one job")
+    assert line.level == "ok" and line.text.startswith(f"a job may name all 8; more than {RECORDED} in one job")
 
 
 @pytest.mark.process

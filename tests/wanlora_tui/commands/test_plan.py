@@ -214,11 +214,14 @@ def test_several_gpus_are_planned_with_what_each_has_and_the_command_that_trains
 def test_more_gpus_than_were_measured_together_are_planned_and_it_is_said(tmp_path: Path, capsys):
     assert main(["plan", str(write_job(tmp_path)), "--gpu", "4090", "--ram", "192", "--gpus", "2"]) == 0
     assert "not measured on cards yet" not in capsys.readouterr().out
-    job = with_value(load_job(tmp_path / "job.toml"), "training.gradient_accumulation", 2)
+    job = with_value(load_job(tmp_path / "job.toml"), "training.gradient_accumulation", 4)
     save_job(job, tmp_path / "job.toml")
-    assert main(["plan", str(tmp_path / "job.toml"), "--gpu", "4090", "--ram", "192", "--gpus", "4"]) == 0
+    assert main(["plan", str(tmp_path / "job.toml"), "--gpu", "4090", "--ram", "192", "--gpus", "8"]) == 0
     said = capsys.readouterr().out
-    assert "not measured on cards yet" in said and "benchmarks.gpus_apart JOB.toml --gpus 0,1,2,3 --steps 20" in said
+    assert (
+        "not measured on cards yet" in said
+        and "benchmarks.gpus_apart JOB.toml --gpus 0,1,2,3,4,5,6,7 --steps 20" in said
+    )
 
 
 def test_the_torchrun_line_is_all_that_is_printed(tmp_path: Path, capsys):
