@@ -1,10 +1,12 @@
-"""Seconds of a piece of work by kind of kernel, as the profiler sees them; for the other benchmarks."""
+"""Seconds of a piece of work by kind of kernel, and those in which no kernel ran, as the profiler sees them; for the
+other benchmarks."""
 
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = (  # what the names of kernels hold; the first that fits
@@ -25,6 +27,7 @@ KINDS = (  # what the names of kernels hold; the first that fits
 )
 LARGEST = 8  # of those of no kind, that are printed by name
 KEPT = 80  # kernels that are told with their names
+IDLE = 12  # pauses that are told with what came before and after
 
 
 def by_kind(device: torch.device, run: Callable[[], Any]) -> dict[str, Any]:
@@ -46,12 +49,36 @@ def by_kind(device: torch.device, run: Callable[[], Any]) -> dict[str, Any]:
     return {
         "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1]["seconds"])),
         "largest": sorted(names, reverse=True)[:KEPT],
+        **(_pauses(found) if cuda else {}),
     }
+
+
+def _pauses(found: profile) -> dict[str, Any]:
+    """`idle`: seconds between the first kernel and the last in which none ran; `pauses`: the longest, (seconds, kernel
+    before, kernel after). Copies between host and device are none of these kernels."""
+    events = found.events()
+    assert events is not None
+    kernels = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in events
+        if event.device_type == DeviceType.CUDA and not re.search(r"HtoD|DtoH|^##|^Torch-|^Compiled", event.name)
+    )
+    pauses: list[tuple[float, str, str]] = []
+    end, last = kernels[0][:1] + kernels[0][2:]
+    for start, stop, name in kernels:
+        if start > end:
+            pauses.append(((start - end) / 1e6, last[:80], name[:80]))
+        if stop > end:
+            end, last = stop, name
+    return {"idle": sum(p[0] for p in pauses), "pauses": sorted(pauses, reverse=True)[:IDLE]}
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
     for kind, entry in found["kinds"].items():
         yield f"{entry['seconds']:>20.3f} s {entry['calls']:>6}  {kind}"
+    if "idle" in found:
+        yield f"{found['idle']:>20.3f} s         no kernel"
+        yield from (f"{seconds:>30.4f} s  {before[:40]} | {after[:40]}" for seconds, before, after in found["pauses"])
     others = [(seconds, name) for seconds, _, kind, name in found["largest"] if kind == "others"]
     for seconds, name in others[:LARGEST]:
         yield f"{seconds:>30.3f} s  {name[:100]}"

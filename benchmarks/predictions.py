@@ -92,8 +92,9 @@ CODES = {
     "2026-11-22": "more passes over the tokens, a whole recomputation",
     "2026-11-27, cuDNN": "encodes by cuDNN's convolutions",
     "2026-11-27": "fewer passes; recomputed blocks whose backward read zeros",
-    "2026-11-28": "recomputation up to the last linear, with its gradient; encodes by convolutions of our own,"
-    " without a conditioning's empty frames",
+    "2026-11-27, runs": "encodes by convolutions of our own, one of a conditioning's empty frames in each run",
+    "2026-11-28": "recomputation up to the last linear, with its gradient; encodes by convolutions of our own, all of"
+    " a conditioning's empty frames in one run",
 }
 ZEROS, PRESENT = "2026-11-27", "2026-11-28"
 # an H100 of that evening, with flash-attn-4
@@ -107,6 +108,8 @@ H100_EVENING = replace(
 )
 # an H100 of the 28th, without it: the attention's rates by that day's timing
 H100_NOON = replace(H100, deterministic_forward_tflops=666, deterministic_backward_tflops=374)
+# another H100 of that day, with it
+H100_NIGHT = replace(H100_FLASH4, deterministic_backward_tflops=486)
 KEPT = Plan(precision="float8", resident=40, kept=40, activations="device", slots=0)
 RESIDENT = replace(KEPT, kept=0)
 STREAMED_DEVICE = Plan(precision="float8", activations="device")
@@ -308,6 +311,16 @@ STEPS: dict[str, list[Step]] = {
         _now(H100_NOON, LONG, WIDE, 8.08, 8.32, 10.222),
         _now(H100_NOON, LONG, replace(WIDE, save_hidden=True), 9.33, 9.40, 10.132),
     ],
+    "2026-11-28-at-the-turn": [
+        _now(H200_FLASH4, MIDDLE, STREAMED, 5.57, 5.82, 1.538, 0.450),
+        _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 6.01, 1.481, 0.448),
+        _now(H200_FLASH4, MIDDLE, replace(KEPT, kept=20), 69.75, 70.09, 1.404, 0.442),
+        _now(H200_FLASH4, LONG, WIDE, 8.71, 8.93, 7.508),
+        _now(H200_FLASH4, LONG, replace(WIDE, save_hidden=True), 9.96, 10.23, 7.397),
+        _now(H200_FLASH4, LONGEST, WIDE, 16.17, 16.85, 32.698),
+        _now(H200_FLASH4, LONGEST, replace(WIDE, save_hidden=True), 19.05, 19.70, 32.638),
+        _now(H100_NIGHT, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 6.01, 1.599, 0.477),
+    ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [
         Step(card=H200_FLASH4, clip=SHORT, plan=plan, seconds=seconds, only_blocks=True, code=ZEROS)
@@ -332,7 +345,7 @@ class Encodes(Struct, frozen=True):
     @property
     def said(self) -> float:
         work = Workload(loads=(Load(Bucket(*self.clip), 1, 1.0),))
-        return Costs(work, self.card).time.encodes(replace(STREAMED, vae_frames=self.frames), 1, Bucket(*self.clip))
+        return Costs(work, self.card).time.encodes(1, Bucket(*self.clip))
 
 
 ENCODES: dict[str, list[Encodes]] = {
@@ -348,8 +361,15 @@ ENCODES: dict[str, list[Encodes]] = {
         Encodes(H200_FLASH4, LONGEST, 4, 2.071, "2026-11-27, cuDNN"),
     ],
     "2026-11-27-convolutions": [
-        Encodes(H100_EVENING, MIDDLE, 8, 0.219),
-        Encodes(H100_EVENING, MIDDLE, 16, 0.210),
+        Encodes(H100_EVENING, MIDDLE, 8, 0.219, "2026-11-27, runs"),
+        Encodes(H100_EVENING, MIDDLE, 16, 0.210, "2026-11-27, runs"),
+    ],
+    "2026-11-28-at-the-turn": [
+        Encodes(H200_FLASH4, MIDDLE, 8, 0.180),
+        Encodes(H200_FLASH4, MIDDLE, 16, 0.177),
+        Encodes(H200_FLASH4, LONG, 8, 0.479),
+        Encodes(H200_FLASH4, LONGEST, 8, 1.169),
+        Encodes(H100_NIGHT, MIDDLE, 8, 0.190),
     ],
 }
 # Held-out losses on that H100: three clips of 21x384x384, eight passes each, with their encodes. The first of three

@@ -4,8 +4,8 @@
     clips)
     python -m benchmarks.step --tiny                              (the same code on the CPU, in seconds)
     python -m benchmarks.step --cases 41x512x512:streamed ...     (some cases only)
-    python -m benchmarks.step --profile ...                       (and seconds by kind of kernel, of a step and of the
-    encodes)
+    python -m benchmarks.step --profile ...                       (and seconds by kind of kernel, of a step, of a pass
+    without a graph, of the encodes, and of these and a step)
 
 Random weights, LoRA rank 16 on all ten linears, AdamW, batch 1. The baseline is what most trainers do: the diffusers
 model in eager mode, default SDPA, every block checkpointed, bf16, resident, LoRA by peft. Useful TFLOP/s counts forward
@@ -209,13 +209,20 @@ def planned(
     if result["seconds_per_step"] < LONG:
         result["predict_seconds"] = bench.seconds(lambda: executor.predict(x, timestep, text), 2)
     both = encodes(bench, bucket, plan, vae)
+
+    def whole() -> None:
+        both()
+        step()
+
     both()
     bench.restart_peaks()
-    result["whole_seconds"] = bench.seconds(lambda: (both(), step()), 1 if result["seconds_per_step"] > LONG else 2)
+    result["whole_seconds"] = bench.seconds(whole, 1 if result["seconds_per_step"] > LONG else 2)
     result["whole_peak_gib"] = bench.peaks()["peak_gib"]
     if profiled:
         result["profile"] = by_kind(bench.device, step)
+        result["profile_predict"] = by_kind(bench.device, lambda: executor.predict(x, timestep, text))
         result["profile_encodes"] = by_kind(bench.device, both)
+        result["profile_whole"] = by_kind(bench.device, whole)
     return result
 
 
@@ -401,7 +408,7 @@ def show(row: dict[str, Any]) -> None:
         share, whole = row["vae_seconds"] / row["whole_seconds"], f"whole step {row['whole_seconds']:.3f} s"
         frames = f"{row['vae_frames']} frames at a time"
         print(f"{'':>13} {whole}, encodes {share:.0%} ({frames}), peak {row['whole_peak_gib']:.2f} GiB", flush=True)
-    for name in ("profile", "profile_encodes"):
+    for name in ("profile", "profile_predict", "profile_encodes", "profile_whole"):
         if name in row:
             print(f"{'':>13} {name}:", flush=True)
             print(*lines(row[name]), sep="\n", flush=True)

@@ -65,6 +65,9 @@ def vae_identity(source: ModelFiles) -> str:
     return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
+REACH = 12  # frames behind a change that the convolutions of full size compute
+
+
 class Run(NamedTuple):
     """Some frames of a clip: `x`, whose last one is repeated until there are `length`."""
 
@@ -128,7 +131,8 @@ class ClipEncoder:
         video, held = video_BCPHW.permute(0, 2, 3, 4, 1), video_BCPHW.shape[2]
         T = frames or held
         assert T % 4 == 1 and held <= T, (held, T)
-        cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
+        # the first run has one frame more; the last one takes all that is alike, of which few frames are computed
+        cuts = [0, *(b for b in range(1 + self.frames, T, self.frames) if b < held + REACH), T]
         runs = [Run(video[:, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
         history, parts = History(), list[torch.Tensor]()
         for run in runs:
@@ -190,7 +194,9 @@ class ClipEncoder:
             assert not edge, "a residual block stands between two"
             return self._downsample(layer, run, history)
         assert isinstance(layer, WanAttentionBlock), type(layer)
-        x = layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
+        # a long still run has more latent frames than others; each attends to itself alone
+        parts = x.permute(0, 4, 1, 2, 3).split(1 + self.frames // 4, dim=2)
+        x = torch.cat([layer(part) for part in parts], dim=2).permute(0, 2, 3, 4, 1).contiguous()
         return Run(F.pad(x, (0, 0, 0, 1, 0, 1)) if edge else x, length)
 
     def _downsample(self, layer: Any, run: Run, history: History) -> Run:

@@ -3,7 +3,7 @@ states inside it where the plan saves them.
 
 Kept on the device, or offloaded to pinned host memory: written by one copy stream during the forward, read ahead by
 another during the backward. A block's tensors travel as one. Where they are offloaded, those of the last blocks
-may stay on the device all the same: they are the first to be asked for, and the device has room for some. Weights come
+stay on the device all the same: they are asked for before anything could have come back. Weights come
 to the device through `engine.executor.weight_ring`.
 """
 
@@ -14,6 +14,10 @@ import torch
 from engine.system.pinned_memory import host_buffer
 
 Tensors = tuple[torch.Tensor, ...]
+
+# blocks whose tensors may be on their way out while the next one computes; a forward has that much less to hold than a
+# backward
+LEAVING = 2
 
 
 class KeptActivations:
@@ -82,6 +86,7 @@ class OffloadedActivations:
     def put(self, block: int, tensors: Tensors) -> None:
         if self._leave == 0:
             self._here[block] = tensors
+            self._drop_left(LEAVING)
             return
         self._leave -= 1
         self._shapes[block] = [(t.dtype, t.shape) for t in tensors]
@@ -93,7 +98,7 @@ class OffloadedActivations:
             for view, tensor in zip(self._views(block), tensors, strict=True):
                 view.copy_(tensor)
             return
-        self._drop_left(keep=1)
+        self._drop_left(LEAVING)
         self._out.wait_stream(self._cuda.current_stream(self.device))
         with self._cuda.stream(self._out):
             for view, tensor in zip(self._views(block), tensors, strict=True):

@@ -90,7 +90,7 @@ class ExecutorResources:
         self.activations = activations or (
             KeptActivations()
             if plan.activations == "device"
-            else OffloadedActivations(device, cuda, stay=plan.activations_on_device, pinned=plan.pinned)
+            else OffloadedActivations(device, cuda, stay=plan.last_on_device, pinned=plan.pinned)
         )
 
     def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:

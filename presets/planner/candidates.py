@@ -17,7 +17,7 @@ from msgspec import Struct
 from presets.planner.coefficients import FITTED
 from presets.planner.costs import Costs
 from presets.planner.memory_costs import training_peak
-from presets.planner.plan import Plan, Precision
+from presets.planner.plan import AT_THE_TURN, Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Load, Workload
 
@@ -93,7 +93,7 @@ def candidates(
     none_kept = limits.host_activations or limits.resident == "none" or costs.memory.tail.rows <= graphed
     for kept in [0] if none_kept else counts:
         places: list[Literal["host", "device"]] = (
-            ["host"] if limits.host_activations else ["host", "device"] if kept < layers else ["device"]
+            ["host"] if limits.host_activations else ["host", "device"] if kept + AT_THE_TURN < layers else ["device"]
         )
         for activations, chunk in product(places, chunks):
             # with so many residents nobody waits for a copy: more of them would only let smaller clips keep more
@@ -135,10 +135,10 @@ def within_ram(costs: Costs, plan: Plan) -> Plan | None:
     """The plan with so many of its activations on the device that the host's memory does for the rest; None when it
     does anyway, or all would have to stay."""
     lacking = sum(costs.memory.ram(plan).values()) + FITTED.ram_margin - costs.hardware.ram_free
-    stay = math.ceil(lacking / costs.memory.activations(plan))
-    return (
-        msgspec.structs.replace(plan, activations_on_device=stay) if 0 < stay < costs.shape.layers - plan.kept else None
-    )
+    if lacking <= 0:
+        return None
+    stay = plan.last_on_device + math.ceil(lacking / costs.memory.activations(plan))
+    return msgspec.structs.replace(plan, activations_on_device=stay) if stay < costs.shape.layers - plan.kept else None
 
 
 def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
@@ -147,11 +147,9 @@ def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
     def staying(blocks: int) -> Plan:
         return msgspec.structs.replace(plan, activations_on_device=blocks)
 
-    counts = range(plan.activations_on_device + 1, costs.shape.layers - plan.kept)
-    return staying(
-        plan.activations_on_device
-        + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
-    )
+    counts = range(plan.last_on_device + 1, costs.shape.layers - plan.kept)
+    more = bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
+    return staying(plan.last_on_device + more) if more else plan
 
 
 def with_hidden_saved(costs: Costs, plan: Plan) -> Plan:
@@ -267,7 +265,7 @@ def next_down(
     if exhausted == "vae" and narrower:
         return narrower[0]
     spared = (
-        range(plan.activations_on_device + ACTIVATION_STRIDE, costs.shape.layers - plan.kept, ACTIVATION_STRIDE)
+        range(plan.last_on_device + ACTIVATION_STRIDE, costs.shape.layers - plan.kept, ACTIVATION_STRIDE)
         if exhausted == "ram" and plan.activations == "host" and not limits.host_activations
         else ()
     )

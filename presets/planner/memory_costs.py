@@ -12,7 +12,7 @@ import msgspec
 from presets.clips.geometry import Bucket
 from presets.planner.coefficients import ATTENTION_ROWS
 from presets.planner.coefficients import FITTED as c
-from presets.planner.plan import Plan, Precision
+from presets.planner.plan import AT_THE_TURN, Plan, Precision
 from presets.planner.preview_accelerators import BLOCKS_ALIVE
 from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
@@ -147,6 +147,8 @@ class MemoryCosts:
         kept_blocks = self._kept(plan, load)
         waiting = self.shape.layers - kept_blocks
         here = plan.staying(waiting)
+        if here == AT_THE_TURN < waiting:  # they lie where others are read to afterwards
+            here = 0
         window = min(waiting, c.activation_window) * waiting_rows(plan) * tensor if here < waiting else 0.0
         staying = float(here * self.activations(plan, load))
         activations = max(window, staying)  # those that stay are used up before the others come back

@@ -24,6 +24,11 @@ def _chunks(tokens: int, most: int) -> int:
     return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
 
 
+# The last block's backward follows its forward at once, and reads ahead for the one before it: what they need takes the
+# place of what later blocks read, and would be waited for if it went to the host.
+AT_THE_TURN = 2
+
+
 class Plan(Struct, frozen=True, kw_only=True):
     """One way to run both experts. Block counts are per expert."""
 
@@ -81,9 +86,14 @@ class Plan(Struct, frozen=True, kw_only=True):
         """Tokens of the longest of those runs."""
         return math.ceil(tokens / self.chunks(tokens))
 
+    @property
+    def last_on_device(self) -> int:
+        """With activations on the host, the last so many blocks that recompute have theirs on the device."""
+        return max(self.activations_on_device, AT_THE_TURN)
+
     def staying(self, waiting: int) -> int:
         """How many of the blocks that wait for their backward do so on the device."""
-        return waiting if self.activations == "device" else min(self.activations_on_device, waiting)
+        return waiting if self.activations == "device" else min(self.last_on_device, waiting)
 
     @property
     def whole_text(self) -> str:

@@ -162,18 +162,15 @@ class TimeCosts:
         leaving = waiting - plan.staying(waiting)
         return leaving * waiting_rows(plan) * load.rows * (2 * self.shape.width) / self._rate(plan)
 
-    def encodes(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float = 0.0) -> float:
+    def encodes(self, batch: int, bucket: Bucket, last_frame: float = 0.0) -> float:
         """Seconds of a clip's latents and of its conditioning; an image's are the same."""
         latents = self._encode(ENCODE_FLOP, batch, bucket)
-        return latents + (self._conditioning(plan, batch, bucket, last_frame) if bucket.frames > 1 else 0.0)
+        return latents + (self._conditioning(batch, bucket, last_frame) if bucket.frames > 1 else 0.0)
 
-    def _conditioning(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float) -> float:
-        """Seconds, where `last_frame` of these give their last frame as well: all of it is encoded then. Else each run
-        behind the frames that the first one reaches computes one frame in each layer."""
-        still, frames = 0.0, bucket.frames
-        for share, reached, apart in STILL_STAGES:
-            behind = max(0.0, (frames - 1 - max(reached - 1, plan.vae_frames)) / plan.vae_frames)
-            still += share * min(1.0, (reached + apart * behind) / frames)
+    def _conditioning(self, batch: int, bucket: Bucket, last_frame: float) -> float:
+        """Seconds, where `last_frame` of these give their last frame as well: all of it is encoded then. Else few
+        frames are computed, whatever the clip's length."""
+        still = sum(share * min(1.0, reached / bucket.frames) for share, reached in STILL_STAGES)
         return self._encode((last_frame + (1 - last_frame) * still) * ENCODE_FLOP, batch, bucket)
 
     def _encode(self, flop: float, batch: int, bucket: Bucket) -> float:
@@ -199,7 +196,7 @@ class TimeCosts:
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
-            vae=self.encodes(plan, load.batch, load.bucket, load.last_frame),
+            vae=self.encodes(load.batch, load.bucket, load.last_frame),
             other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
         )
@@ -229,7 +226,7 @@ class TimeCosts:
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0, previews.split))
-        conditioning = self._conditioning(plan, 1, previews.bucket, previews.last_frame)
+        conditioning = self._conditioning(1, previews.bucket, previews.last_frame)
         vae = conditioning + self._decode(previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
@@ -241,7 +238,7 @@ class TimeCosts:
         total = 0.0
         for bucket, clips in held.clips:
             passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0, held.split)))
-            total += clips * (passes + self.encodes(plan, 1, bucket, held.last_frame))
+            total += clips * (passes + self.encodes(1, bucket, held.last_frame))
         return total
 
     def run(self, plan: Plan) -> float:

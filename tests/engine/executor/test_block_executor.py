@@ -294,9 +294,10 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
     torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-4, atol=1e-5)
 
 
-def test_activations_of_the_last_blocks_that_recompute_stay_on_the_device(weights, monkeypatch):
+@pytest.mark.parametrize("stay", [0, 2])
+def test_activations_of_the_last_blocks_that_recompute_stay_on_the_device(weights, monkeypatch, stay):
     """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the
-    end."""
+    end. Two do always: at the turn from forward to backward nothing waits for a copy."""
     puts: list[tuple[int, bool]] = []
     plain = OffloadedActivations.put
 
@@ -305,7 +306,7 @@ def test_activations_of_the_last_blocks_that_recompute_stay_on_the_device(weight
         puts.append((block, block in self._here))
 
     monkeypatch.setattr(OffloadedActivations, "put", put)
-    run = streamed(weights, resident=4, kept=1, activations_on_device=2)
+    run = streamed(weights, resident=4, kept=1, activations_on_device=stay)
     for _ in range(2):
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
     assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.resources.activations._here

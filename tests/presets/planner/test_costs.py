@@ -79,14 +79,11 @@ def test_launching_counts_where_the_card_does_not_need_longer():
 
 
 def test_two_encodes_a_step():
-    """The conditioning computes less of it than the latents, the less the longer the clip, and the less the more frames
-    at a time; an image has but one."""
+    """The conditioning computes less of it than the latents, the less the longer the clip."""
     one = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.encode_rate)
     short, long = (predict(plan(), work(*size), H200).seconds.vae for size in ((41, 512, 512), (81, 512, 512)))
     assert one < short < 2 * one
     assert 81 / 41 * one < long < 81 / 41 * short
-    wider = [predict(plan(vae_frames=frames), work(81, 512, 512), H200).seconds.vae for frames in (4, 8, 16, 80)]
-    assert wider == sorted(wider, reverse=True) and wider[0] > 1.1 * wider[-1]
 
 
 def test_clips_that_give_their_last_frame_have_their_conditioning_encoded_whole():
@@ -144,8 +141,8 @@ def test_a_packed_block_of_14b():
 def test_host_memory_holds_both_experts_and_the_activations(precision, weights):
     found = predict(plan(precision=precision), work(needed=2, ranks=(16, 16)), H200)
     assert found.ram_held["weights"] / GIB == pytest.approx(weights, rel=0.01)
-    # inputs and attention outputs in bf16
-    assert found.ram_held["activations"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)
+    # inputs and attention outputs in bf16, but for the last two blocks
+    assert found.ram_held["activations"] == pytest.approx(38 * 2 * 11264 * 5120 * 2, rel=0.01)
     assert found.ram == sum(found.ram_held.values())
 
 
@@ -317,20 +314,22 @@ def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
 
 
 def test_a_stash_on_the_device_takes_what_it_spares_the_host():
-    """From none to all, block by block; the host's window goes with the last."""
+    """From the two that always do to all, block by block; the host's window goes with the last."""
     costs, one = Costs(work(), H200), Costs(work(), H200).memory.activations(Plan())
-    plans = [plan(activations_on_device=n) for n in range(41)]
+    plans = [plan(activations_on_device=n) for n in range(2, 41)]
     assert [sum(costs.memory.ram(p).values()) for p in plans] == [
-        sum(costs.memory.ram(plan(activations="device")).values()) + (40 - n) * one for n in range(41)
+        sum(costs.memory.ram(plan(activations="device")).values()) + (40 - n) * one for n in range(2, 41)
     ]
     sizes = [costs.memory.step(p)[0] for p in plans]
     assert (
-        sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.memory.step(plan(activations="device"))[0]
+        sizes[0] == pytest.approx(sizes[1] - one, rel=2e-3)
+        and sizes[-1] == costs.memory.step(plan(activations="device"))[0]
     )
-    assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[2:]))
-    assert costs.memory.step(plans[40]) == costs.memory.step(plan(activations="device"))
+    assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[1:]))
+    assert costs.memory.step(plan()) == costs.memory.step(plans[0])
+    assert costs.memory.step(plans[-1]) == costs.memory.step(plan(activations="device"))
     slow = Costs(work(), msgspec.structs.replace(H200, copy_gbps=3.0))
-    assert slow.time.step(plans[40]) == slow.time.step(plan(activations="device")) != slow.time.step(plans[39])
+    assert slow.time.step(plans[-1]) == slow.time.step(plan(activations="device")) != slow.time.step(plans[-2])
 
 
 def test_a_recovery_adapter_travels_with_its_blocks():
