@@ -73,8 +73,11 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
+        from torch._inductor import config as inductor
 
         config.recompile_limit = VARIANTS
+        # the compiler's processes, up to 32 of each rank, end once a minute has passed without work for them
+        inductor.quiesce_async_compile_pool = True
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from engine.memory import out_of_memory
 from engine.run import run_job
@@ -79,7 +80,9 @@ def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, of: done.append(share))
     monkeypatch.setattr(device, "products_in_order", done.append)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(inductor, "quiesce_async_compile_pool", False)
     opened = open_device("cuda:0", vram=20)
+    assert inductor.quiesce_async_compile_pool, "what compiles does not wait in host memory for days"
     assert done == ["expandable_segments:True", 0.25, opened]
     done.clear()
     open_device("cpu")
