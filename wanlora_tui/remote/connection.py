@@ -173,7 +173,7 @@ class Connection:
         done = self.run(status_script(self._given, self.wanlora or remembered), timeout=FIND_SECONDS)
         try:
             self.wanlora, self.status = read_status(
-                self.host, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode()
+                self.host, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode(), self._given
             )
         except UserError:
             self._known.remember(self.host, "")
