@@ -267,7 +267,10 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             return
         path = next((p for p in paths if "." in p), "")
         step = step_of_field(path) if path else self.step
-        await self.go_to(self.step, field=path if step == self.step else "")
+        here = step == self.step or (
+            self.step == "settings" and step != "prompts"
+        )  # which has the fields of others too
+        await self.go_to(self.step, field=path if here else "")
 
     # Findings
 
