@@ -150,14 +150,7 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
             problems=[_not_utf8(next(p for p in (*reversed(root.parents), root) if not is_utf8(p.name)))],
         )
     if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        return DatasetFacts(
-            path=str(root),
-            clips=[],
-            problems=[
-                _error("dataset-missing", field, f"the folder {root} {what}", "Choose the folder that holds the clips")
-            ],
-        )
+        return _missing(root, field, "is a file, not a folder" if root.exists() else "does not exist")
     problems: list[Finding] = []
     clips: list[Path] = []
     texts: list[Path] = []
@@ -189,6 +182,8 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
         lambda p: _probe_with_words_and_mask(p, captions[p], mask_of.get(p.with_suffix("")), look),
         threads=min(8, cores()),
     )
+    if not root.is_dir():  # else each clip in it would have a problem of its own
+        return _missing(root, field, "went away while it was looked at")
     facts = [clip for clip, _ in probed if clip is not None]
     problems += [finding for _, found in probed for finding in found]
     if not clips and not problems:
@@ -248,6 +243,13 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
         )
     concerned = clips_of_files({p.field for p in problems}, captions, masks) | {str(p): [str(p)] for p in again}
     return leave_out(DatasetFacts(path=str(root), clips=facts, problems=problems, concerned=concerned), panel.exclude)
+
+
+def _missing(root: Path, field: str, what: str) -> DatasetFacts:
+    fix = "Choose the folder that holds the clips"
+    return DatasetFacts(
+        path=str(root), clips=[], problems=[_error("dataset-missing", field, f"the folder {root} {what}", fix)]
+    )
 
 
 def leave_out(found: DatasetFacts, names: list[str]) -> DatasetFacts:

@@ -80,15 +80,16 @@ def clip_too_short(job: Job, facts: Facts) -> Iterator[Found]:
         if not short:
             continue
         path = f"datasets[{i}]"
+        one = len(short) == 1
         if panel.sampling != "uniform":
             message = (
                 f"{panel.num_frames} frames in real time take {panel.num_frames / WAN_FPS:.2f} s, but {names(short)}"
-                f" run {short[0].duration:.2f} s at the shortest"
+                f" {'runs' if one else 'run'} {short[0].duration:.2f} s{'' if one else ' at the shortest'}"
             )
         else:
             message = (
-                f"{panel.num_frames} frames are asked for, but {names(short)} have {min(c.frames for c in short)} at"
-                " the least, so frames would come twice"
+                f"{panel.num_frames} frames are asked for, but {names(short)} {'has' if one else 'have'}"
+                f" {min(c.frames for c in short)}{'' if one else ' at the least'}, so frames would come twice"
             )
         if least >= FEWEST:
             yield Found(

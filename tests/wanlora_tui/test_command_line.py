@@ -84,6 +84,10 @@ def test_a_shell_completes_commands_options_and_fields():
     assert completed("wanlora submit --prio") == ["--priority"]
     assert completed("wanlora se") == ["set"]  # and nothing that wanlora alone asks of another
     assert "training.lr=" in completed("wanlora set orbit training.")
+    assert completed("wanlora new --set training.timestep_t") == ["training.timestep_type="]
+    assert "training.timestep_type=linear" in completed("wanlora new --set training.timestep_type=")
+    assert completed("wanlora new --set datasets[0].flip_x=t") == [r"datasets\[0\].flip_x=true"]
+    assert completed("wanlora new --set training.lr=") == completed("wanlora new --set nothing=") == []
 
 
 @pytest.mark.process

@@ -39,7 +39,7 @@ register(
         keys="y",
         action="screen.copy_line",
         label="Copy",
-        help="Copy what is selected, else the line under the cursor, through the terminal (OSC 52).",
+        help="Copy what you have selected, else the line of the cursor or match, through the terminal (OSC 52).",
     ),
     Action(id="log.close", keys="escape,q", action="screen.close", label="Close", help="Close the log, or its search."),
 )

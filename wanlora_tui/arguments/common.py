@@ -82,7 +82,8 @@ def add_command(
 
 
 def settings(c: argparse.ArgumentParser, help: str) -> None:
-    c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
+    setting = c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=help)
+    completed_by(setting, completing.job_fields)
 
 
 def job_file(c: argparse.ArgumentParser) -> None:

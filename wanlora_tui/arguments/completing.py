@@ -1,7 +1,8 @@
-"""What a shell completes beside commands, options and files: the names of jobs, the fields that may change. The script
+"""What a shell completes beside commands, options and files: the names of jobs, the fields of a job. The script
 for the shell is printed by wanlora_tui.commands.install; argcomplete does the rest."""
 
 import argparse
+import re
 
 SHELLS = ("bash", "zsh", "fish")
 LONGEST = 1.0  # seconds for the daemon's answer: somebody has pressed Tab
@@ -35,6 +36,20 @@ def live_fields(
     from presets.job.diff import LIVE_FIELDS
 
     return [f"{field}=" for field in LIVE_FIELDS]
+
+
+def job_fields(
+    prefix: str, action: argparse.Action, parser: argparse.ArgumentParser, parsed_args: argparse.Namespace
+) -> list[str]:
+    """Of a job file; behind the "=" the values of one that has few."""
+    from presets.job.fields import FIELDS, toml_text
+
+    name, given, _ = prefix.partition("=")
+    if not given:
+        return [f"{field}=" for field in FIELDS]
+    field = FIELDS.get(re.sub(r"\[\d+\]", "", name))
+    values = [toml_text(value).strip('"') for value in field.choices if value is not None] if field else []
+    return [f"{name}={value}" for value in values]
 
 
 def shells(

@@ -83,21 +83,24 @@ def changed(before: Draft, after: Draft) -> Iterator[str]:
     or went, `job file`."""
     if before.kind != after.kind:
         yield "job.kind"
-    if before.folders != after.folders:
+    folders = [{f"datasets[{i}].path": folder for i, folder in enumerate(draft.folders)} for draft in (before, after)]
+    if len(before.folders) != len(after.folders):
+        folders = [{}, {}]
         yield "datasets"
-    for path in sorted({*before.values, *after.values, *before.typed, *after.typed}):
-        if (before.values.get(path), before.typed.get(path)) != (after.values.get(path), after.typed.get(path)):
+    old, new = before.values | folders[0], after.values | folders[1]
+    for path in sorted({*old, *new, *before.typed, *after.typed}):
+        if (old.get(path), before.typed.get(path)) != (new.get(path), after.typed.get(path)):
             yield path
     tables: list[tuple[str, Any, Any]] = [
         ("sample.prompts", before.prompts, after.prompts),
         ("model.merge", before.merges, after.merges),
         ("target.layers", before.layers, after.layers),
     ]
-    for panel, old, new in tables:
-        if len(old) != len(new):
+    for panel, some, others in tables:
+        if len(some) != len(others):
             yield panel
             continue
-        for i, (one, other) in enumerate(zip(old, new, strict=True)):
+        for i, (one, other) in enumerate(zip(some, others, strict=True)):
             for name in one.__struct_fields__:
                 if getattr(one, name) != getattr(other, name):
                     yield f"{panel}[{i}].{name}"

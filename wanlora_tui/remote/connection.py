@@ -173,7 +173,7 @@ class Connection:
         done = self.run(status_script(self._given, self.wanlora or remembered), timeout=FIND_SECONDS)
         try:
             self.wanlora, self.status = read_status(
-                self.host, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode()
+                self.host, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode(), self._given
             )
         except UserError:
             self._known.remember(self.host, "")
@@ -241,7 +241,7 @@ class Connection:
                     words = spare.last_words
                     spare = _ended(spare)
                     words = words or "no answer in time"
-                    asks = any(w in words for w in _ASKING)
+                    asks = _must_ask(words)
                     if not doubtful:
                         self._set("must ask" if asks else self.state.kind, words)
                     pause = PAUSES[min(failures, len(PAUSES) - 1)] if now - lost_at < LONG_AFTER else LONG_PAUSE
@@ -263,7 +263,9 @@ class Connection:
         if line.dial(self._closing.is_set):
             self._take_over(line)
         elif self._line is None:
-            self._set("must ask", line.last_words or "ssh failed")
+            words = line.last_words or "ssh failed"
+            # a network that is away still is tried again by itself
+            self._set("lost" if self.state.kind == "lost" and not _must_ask(words) else "must ask", words)
 
     def _take_over(self, line: SshLine) -> None:
         """From the line there was, if any, with what came through it."""
@@ -305,6 +307,10 @@ def _ended(line: SshLine | None) -> SshLine | None:
     if line is not None:
         line.close()
     return None
+
+
+def _must_ask(words: str) -> bool:
+    return any(w in words for w in _ASKING)
 
 
 def _now() -> float:

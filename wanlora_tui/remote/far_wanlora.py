@@ -73,8 +73,15 @@ def _word(path: str) -> str:
     return f'"$HOME"/{shlex.quote(path[2:])}' if path.startswith("~/") else shlex.quote(path)
 
 
-def read_status(host: str, code: int, said: str, words: str) -> tuple[str, FarStatus]:
-    """The path of wanlora there and its daemon's status. `said`, `words`: stdout and stderr. Raises UserError."""
+def read_status(host: str, code: int, said: str, words: str, given: str = "") -> tuple[str, FarStatus]:
+    """The path of wanlora there and its daemon's status. `said`, `words`: stdout and stderr; `given`: where the user
+    says that it is. Raises UserError."""
+    if code == NOT_FOUND and given:
+        raise UserError(
+            f"no program {given} there",
+            where=host,
+            fix="Give --remote-wanlora the path that it has on that machine, or leave it out: it is searched for then",
+        )
     if code == NOT_FOUND:
         raise UserError(
             "no wanlora found there: not on the PATH of ssh or of a login, nor in ~/.local/bin or ~/wanlora-tui",

@@ -250,7 +250,7 @@ class LogScreen(Screen[None]):
 
     def action_copy_line(self) -> None:
         text = self._text.selected_text
-        if not text and self._lines:
+        if text.lower() in ("", self._words.lower()) and self._lines:  # of a match its line: its words are known
             text = self._lines[min(self._text.cursor_location[0], len(self._lines) - 1)]
         if text:
             self.app.copy_to_clipboard(text)

@@ -14,7 +14,7 @@ from textual.filter import LineFilter
 
 from presets.text import escaped
 
-_BLANKS = str.maketrans("\t\n", "  ")  # nothing but a jump is left of them in a line that is drawn
+BLANKS = str.maketrans("\t\n", "  ")  # nothing but a jump is left of them in a line that is drawn
 
 
 class EscapedText(LineFilter):
@@ -47,7 +47,7 @@ def _harmless(segment: Segment) -> Segment:
 
 
 def _shown(text: str) -> str:
-    return escaped(text).translate(_BLANKS)
+    return escaped(text).translate(BLANKS)
 
 
 class SafelyDrawn(App[None]):

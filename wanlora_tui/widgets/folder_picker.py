@@ -188,10 +188,10 @@ class PathPicker(ModalScreen[str | None]):
         width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface;
     }
     PathPicker DirectoryTree { height: 1fr; background: $surface; }
-    PathPicker #picker-row { height: 1; }
+    PathPicker #picker-row { height: 1; dock: bottom; }
     PathPicker #picker-problem { height: auto; color: $text-error; }
     PathPicker #picker-hint { height: auto; color: $text-muted; }
-    PathPicker Button { margin-right: 2; }
+    PathPicker Button { min-width: 0; margin-right: 2; }
     """
 
     def __init__(self, start: Path, *, title: str, suffixes: frozenset[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from wanlora_tui.actions import bindings
+from wanlora_tui.terminal.drawn_text import BLANKS
 
 HEADING = -1
 MOST_KEPT = 500  # lines that are kept as they were drawn
@@ -210,6 +211,9 @@ class LongTable(ScrollView, can_focus=True):
         segments: list[Segment] = []
         plain = ""  # what is of the base alone, up to here
         for column, width, cell in zip(self.columns, self.widths(), cells, strict=True):
+            if "\n" in cell.plain or "\t" in cell.plain:  # of no width when measured, of one when drawn
+                cell = cell.copy()
+                cell.plain = cell.plain.translate(BLANKS)
             gap = width - cell.cell_len
             room = " " * max(0, gap)
             if cell.spans or cell.style:

@@ -558,6 +558,23 @@ def test_scan_of_nothing(tmp_path: Path) -> None:
     assert found("bad") == [("clip-unreadable", "x.mp4")]
 
 
+def test_a_folder_that_goes_away_while_it_is_looked_at_is_one_problem(tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_clip(folder / name, 9, 16)
+
+    class AwayMeanwhile(Look):
+        def at_all(self, items: Any, function: Any, *, threads: int) -> Any:
+            folder.rename(tmp_path / "elsewhere")
+            return super().at_all(items, function, threads=threads)
+
+    found = scan_dataset(DatasetPanel(path="clips"), 0, tmp_path, AwayMeanwhile())
+    (problem,) = found.problems
+    assert problem.code == "dataset-missing" and "went away while it was looked at" in problem.message
+    assert found.clips == []
+
+
 def test_many_ignored_files_are_one_finding(tmp_path: Path) -> None:
     write_image(tmp_path / "a.png")
     for i in range(20):

@@ -1709,6 +1709,17 @@ def test_a_real_time_window_that_is_too_long_is_told_in_seconds():
     )
 
 
+def test_one_clip_that_is_too_short_has_its_frames():
+    panel = {"num_frames": 41}
+    one, two = (
+        of("clip-too-short", job(datasets=[panel]), facts([*clips(11), *more]))[0].message
+        for more in ([clip("a.mp4", frames=7)], [clip("a.mp4", frames=7), clip("b.mp4", frames=9)])
+    )
+    assert "a.mp4 has 7, so" in one and " have 7 at the least, so" in two
+    (real,) = of("clip-too-short", job(datasets=[panel | {"sampling": "realtime"}]), facts([clip("a.mp4", frames=8)]))
+    assert real.message.endswith("a.mp4 runs 0.50 s")
+
+
 def test_what_a_flip_does_is_said_for_each_kind():
     def told(kind: str, **flips: bool) -> str:
         return of("flip-with-motion", job(kind, datasets=[flips]), facts())[0].message

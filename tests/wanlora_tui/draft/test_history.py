@@ -32,6 +32,20 @@ def test_keys_in_one_field_are_one_change_until_the_field_is_left() -> None:
     assert history.redo(again) is None, "another change has been made since"
 
 
+def test_a_folder_that_is_typed_anew_is_one_change() -> None:
+    draft = Draft(folders=["/a", "/c"])
+    history = History(draft)
+    draft.typed["datasets[0].path"] = ""
+    history.note(draft)
+    del draft.typed["datasets[0].path"]
+    for folder in ("/b", "/bc"):
+        draft.folders = [folder, "/c"]
+        history.note(draft)
+    back = history.undo(draft)
+    assert back == Draft(folders=["/a", "/c"])
+    assert list(changed(draft, back)) == ["datasets[0].path"]
+
+
 def test_all_that_a_draft_holds_can_be_taken_back() -> None:
     changes = {
         "kind": "style",

@@ -14,6 +14,7 @@ from daemon.errors import DaemonError
 from daemon.wire.blocking import ping
 from daemon.wire.client import Client
 from daemon.wire.stop import stop_daemon
+from presets.errors import UserError
 from tests.helpers.interface.harness import running_daemon, write_job
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.waiting import PATIENCE, until
@@ -108,6 +109,15 @@ def test_it_comes_back_after_a_while_without_a_server(line: Connection, there: O
     there.start()
     assert line.wait(PATIENCE)
     until_answered(line)
+
+
+def test_a_try_by_hand_that_fails_is_not_the_last(line: Connection, there: OtherMachine):
+    there.stop()
+    until(lambda: line.state.kind == "lost", "the end of the line")
+    with pytest.raises(UserError, match="Try: ssh box"):
+        line.ask()
+    there.start()
+    until(lambda: line.state.kind == "connected", "the line again, without a key")
 
 
 def test_another_line_takes_over_from_a_frozen_one(

@@ -63,7 +63,7 @@ def test_the_user_may_say_where_it_is(there: OtherMachine, state: Path):
     there.install_wanlora("my folder/wanlora")
     assert found_in(there, state, "~/my folder/wanlora") == "my folder/wanlora"
     assert not (state / HOSTS_FILE).exists()
-    with pytest.raises(UserError, match=r"box: no wanlora found there.*--remote-wanlora"):
+    with pytest.raises(UserError, match=r"box: no program /nowhere/wanlora there\. Give --remote-wanlora"):
         found_in(there, state, "/nowhere/wanlora")
 
 

@@ -46,7 +46,10 @@ async def test_search_goes_on_and_round_within_the_log(size: tuple[int, int], tm
         await pilot.press("N")
         await until(pilot, lambda: "written again" in line(pilot), "back to the last")
         await pilot.press("N", "y")
-        await until(pilot, lambda: pilot.app.clipboard == "weights", "the copy of what is selected")
+        await until(pilot, lambda: pilot.app.clipboard == line(pilot).rstrip(), "the copy of the match's line")
+        assert "from the cache" in pilot.app.clipboard
+        await pilot.press("shift+left", "y")
+        await until(pilot, lambda: pilot.app.clipboard == "weight", "the copy of what is selected")
         await pilot.press("j", "y")
         await until(pilot, lambda: pilot.app.clipboard.endswith("checkpoints/step_000000121"), "the copy of a line")
         assert not list(outside(pilot.app.screen))

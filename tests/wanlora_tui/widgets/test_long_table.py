@@ -61,6 +61,18 @@ async def test_only_rows_in_view_are_made_wherever_the_cursor_goes():
         assert "…" in screen_text(app), "what does not fit is cut"
 
 
+async def test_line_breaks_and_tabs_in_a_cell_move_no_column():
+    app = TableApp()
+    async with app.run_test(size=(60, 12)) as pilot:
+        table = app.query_one(Numbers)
+        table.words = {0: "a\nb", 1: "a\tb", 2: "a\nb\nc\td\ne\nf\ng"}
+        table.set_rows(table.columns, 4)
+        await pilot.pause()
+        rows = screen_text(app).splitlines()[1:5]
+        assert {row.index("wide") for row in rows} == {11}, rows
+        assert rows[0].startswith("a b  ") and rows[2].startswith("a b c d e…"), rows
+
+
 async def test_mouse_and_fewer_rows():
     app = TableApp()
     async with app.run_test(size=(60, 12)) as pilot:

@@ -86,15 +86,15 @@ def _put_to_stay(files: Retrying[FarFiles], host: str, local: Path, args: Namesp
     job = load_job(local)
     folder = _in_home(args.folder, host) if args.folder else f"{JOBS}/{job.job.name}"
     lacking = _lacking(files, job, local.resolve().parent, folder, again=args.send)
-    if lacking and not (args.send and all(one.can_be_sent for one in lacking)):
-        lines = [f"{one.field} = {one.value!r}: {_way(one, host)}" for one in lacking]
+    by_hand = [one for one in lacking if not (args.send and one.can_be_sent)]
+    if by_hand:
+        lines = [f"{one.field} = {one.value!r}: {_way(one, host)}" for one in by_hand]
         raise UserError(
-            f"{count(len(lacking), 'path')} of it {'lies' if len(lacking) == 1 else 'lie'} here and not on {host}:"
+            f"{count(len(by_hand), 'path')} of it {'lies' if len(by_hand) == 1 else 'lie'} here and not on {host}:"
             + "".join(f"\n  {line}" for line in lines)
             + "\n ",
             where=str(local),
-            fix="Copy them so, or write paths there into the job"
-            + ("" if args.send else f", or have them copied ({_size(lacking)}) with --send"),
+            fix=f"Copy them so, or write paths there into the job{_what_send_does(by_hand)}",
         )
     if lacking:
         _send(files, lacking)
@@ -199,8 +199,14 @@ def _files(lacking: list[Lacking], passed_over: Callable[[str], None] = lambda _
     return list(out.values())
 
 
-def _size(lacking: list[Lacking]) -> str:
-    return human(sum(file.size for file in _files(lacking)))
+def _what_send_does(lacking: list[Lacking]) -> str:
+    """The end of a sentence that says how to get there what lies here."""
+    sent, left = [one for one in lacking if one.can_be_sent], [one.field for one in lacking if not one.can_be_sent]
+    if not sent:
+        return "; --send copies no models"
+    size = human(sum(file.size for file in _files(sent)))
+    what = f"all but {', '.join(left)}" if left else "them"
+    return f", or have {what} copied ({size}) with --send"
 
 
 def _send(files: Retrying[FarFiles], lacking: list[Lacking]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from textual import events, on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
@@ -169,15 +169,15 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
     BINDINGS = bindings("dialog.cancel", "caption.write", "app.help")
     DEFAULT_CSS = """
     CaptionsDialog { align: center middle; }
-    CaptionsDialog > Vertical {
+    CaptionsDialog > VerticalScroll {
         width: 94%; max-width: 110; height: auto; max-height: 94%; border: round $primary; padding: 0 1;
         background: $surface;
     }
     CaptionsDialog Static { height: auto; }
-    CaptionsDialog VerticalScroll { height: auto; margin: 1 0; }
+    CaptionsDialog #made { height: auto; margin: 1 0; }
     CaptionsDialog #problem { color: $text-error; }
     CaptionsDialog Horizontal { height: auto; }
-    CaptionsDialog Button { margin-right: 2; }
+    CaptionsDialog Button { min-width: 0; margin-right: 1; }
     """
 
     def __init__(
@@ -198,12 +198,12 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         self._writing: Worker[None] | None = None
 
     def compose(self) -> ComposeResult:
-        with Vertical() as box:
+        with VerticalScroll(can_focus=False) as box:
             box.border_title = self.dialog_title
             yield Static(self.words, markup=False)
             if self.template is not None:
                 yield _Template(self.template, id="template", compact=True)
-            with VerticalScroll():
+            with VerticalScroll(id="made"):
                 yield Static("", id="changes", markup=False)
             yield Static("", id="problem", markup=False)
             with Horizontal():
@@ -222,7 +222,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
     def _fit(self) -> None:
         """The buttons stay in view, and what is wrong."""
         others = OTHERS + (WRONG if self.query_one("#problem").display else 0)
-        self.query_one(VerticalScroll).styles.max_height = max(2, min(14, self.size.height * 9 // 10 - others))
+        self.query_one("#made").styles.max_height = max(2, min(14, self.size.height * 9 // 10 - others))
 
     def _focus_first(self) -> None:
         self.query_one("#template" if self.template is not None else "#write").focus()

@@ -122,9 +122,15 @@ class ClipsPane(MendingPane):
 
     def on_key(self, event: events.Key) -> None:
         """Down goes from the row with the folder to the clips: the buttons behind it are reached by Tab."""
-        if event.key == "down" and self.has_class("-clips") and self.query_one("#folder-row").has_focus_within:
+        if event.key == "down" and self.has_class("-folders") and self.query_one("#folder-row").has_focus_within:
             event.stop()
-            self.query_one(ClipTable).focus()
+            self.query_one("#clips" if self.has_class("-clips") else "#folders").focus()
+
+    def action_stop_looking(self) -> None:
+        """The keys that are offered then are no letters of another folder."""
+        super().action_stop_looking()
+        if self.query_one("#folder").has_focus and not self.query_one("#folder", PathInput).value:
+            self.query_one("#folders").focus()
 
     @property
     def _current(self) -> int:

@@ -266,8 +266,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             self.show()
             return
         path = next((p for p in paths if "." in p), "")
-        step = step_of_field(path) if path else self.step
-        await self.go_to(self.step, field=path if step == self.step else "")
+        shown = NAMES[:4] if self.step == "settings" else (self.step,)  # the settings have fields of those before too
+        await self.go_to(self.step, field=path if step_of_field(path) in shown else "")
 
     # Findings
 

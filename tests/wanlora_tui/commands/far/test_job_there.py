@@ -55,3 +55,17 @@ def test_paths_from_all_over_are_gathered(box: OtherMachine, here: Path, job: Pa
     sent = box.home / "elsewhere/job.toml"
     assert load_job(sent).datasets[0].path == "files/away" and sent.read_text().startswith("# mine\n")
     assert {p.name for p in (sent.parent / "files/away").iterdir()} == {p.name for p in away.iterdir()}
+
+
+def test_a_model_that_lies_only_here_is_left_to_the_user(box: OtherMachine, here: Path):
+    job = write_job(here, make_base(here / "base")).rename(here / "demo.toml")
+    save_job(with_value(load_job(job), "model.path", "base"), job)
+    said = wanlora(box, here, "submit", "demo.toml", "--host", ALIAS)
+    assert said.returncode == 1 and "3 paths of it lie here" in said.stderr, said.stderr
+    assert "or have all but model.path copied (" in said.stderr
+    said = wanlora(box, here, "submit", "demo.toml", "--send", "--host", ALIAS)
+    assert said.returncode == 1 and "1 path of it lies here and not on box:\n  model.path = " in said.stderr, (
+        said.stderr
+    )
+    assert "datasets[0]" not in said.stderr and "--send copies no models" in said.stderr
+    assert not (box.home / "wanlora-jobs" / load_job(job).job.name).exists()

@@ -145,6 +145,21 @@ async def test_changes_are_taken_back_and_made_again_and_told(work: Path) -> Non
         await until(pilot, lambda: screen.state.value("target.rank") == 16, "the key outside a text")
 
 
+@pytest.mark.parametrize("path", ["job.name", "datasets[0].caption_dropout"])
+async def test_undo_in_the_settings_stays_at_a_field_of_another_step_too(work: Path, path: str) -> None:
+    async with wizard(a_draft(work, "settings"), size=(100, 30)) as pilot:
+        await resumed(pilot, "settings")
+        screen = screen_of(pilot)
+        await screen.go_to("settings", field=path)
+        before = screen.state.value(path)
+        await pilot.press("ctrl+u", "0")
+        await until(pilot, lambda: screen.state.value(path) != before, "the change")
+        await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: screen.state.value(path) == before, "the value as it was")
+        row = next((r for r in screen.query(FieldInput) if r.path == path), None)
+        assert screen.step == "settings" and row is not None and row.has_focus_within
+
+
 async def test_marks_tell_what_was_found_and_lead_there(work: Path) -> None:
     (work / "orbit" / "broken.mp4").write_bytes((work / "orbit" / "clip_00.mp4").read_bytes()[:900])
     draft = a_draft(work, "settings", typed={"training.lr": "fast"})

@@ -4,6 +4,7 @@ colour."""
 from pathlib import Path
 
 import pytest
+from textual.errors import NoWidget
 from textual.widget import Widget
 from textual.widgets import Button, Input, Select
 
@@ -21,6 +22,7 @@ from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, at_field, resu
 from wanlora_tui.draft.job_draft import PANELS
 from wanlora_tui.draft.steps import NAMES, STEPS
 from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.long_table import LongTable
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # for its length
 
@@ -117,6 +119,47 @@ async def test_dialogs_fit_and_a_resize_is_survived(work: Path, size: tuple[int,
             await pilot.resize_terminal(*other)
             await pilot.pause()
             assert_all_seen(screen_of(pilot), f"clips at {other}")
+
+
+def in_view(widget: Widget) -> bool:
+    """All its rows that there are, and of a button most of its label."""
+    try:
+        found = widget.screen.find_widget(widget)
+    except NoWidget:
+        return False
+    seen, rows = found.visible_region, found.region.height if isinstance(widget, Button) else 1
+    return seen.height >= rows and seen.width >= min(8, found.region.width)
+
+
+async def tab_through(pilot, where: str) -> None:  # type: ignore[no-untyped-def]
+    """Once round, and all that gets the focus is seen."""
+    first, widget = None, None
+    while first is None or widget is not first:
+        await pilot.press("tab")
+        widget = pilot.app.focused
+        assert widget is not None, where
+        await until(pilot, lambda widget=widget: in_view(widget), f"{where}: {widget}")
+        first = first or widget
+
+
+@pytest.mark.parametrize("size", [(40, 10), pytest.param((60, 15), marks=pytest.mark.thorough)])
+async def test_tab_reaches_nothing_that_is_not_seen(work: Path, size: tuple[int, int]) -> None:
+    dialogs = {"clips": ("f4", "escape"), "captions": ("t",)}
+    async with wizard(a_draft(work, "kind"), size=size) as pilot:
+        await resumed(pilot, "kind")
+        for name in NAMES:
+            await at_step(pilot, name)
+            if name == "review":
+                await reviewed(pilot)
+            await tab_through(pilot, name)
+            for key in dialogs.get(name, ()):
+                screen_of(pilot).query(LongTable).first().focus()
+                await pilot.press(key)
+                await until(pilot, lambda: pilot.app.screen is not screen_of(pilot), f"what {key} opens")
+                await tab_through(pilot, f"{name} {key}")
+                await pilot.press("escape")
+                await until(pilot, lambda: pilot.app.screen is screen_of(pilot), "the wizard")
+            await pilot.press("f8")
 
 
 async def test_it_reads_without_colour(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
