@@ -6,10 +6,23 @@ from typing import Protocol, cast
 
 from textual.command import Hits, Provider
 
-from presets.job.fields import field_of
+from presets.job.fields import FIELDS, field_of
 from wanlora_tui.actions.palette import EXACT, WORDS, discovered, found, hits
 from wanlora_tui.draft.job_draft import PANELS, WizardState
 from wanlora_tui.draft.steps import STEPS
+
+# Panels that are lists of tables: how one makes a table, where a field of it leads while the job has none
+MADE = {
+    "datasets": "it is of a folder of clips; add one here",
+    "model.merge": "it is of a LoRA to merge; name one here, and its other fields follow",
+    "sample.prompts": "it is of a prompt; ^F makes prompts of clips, ^L adds an empty one",
+    "target.layers": "it is of a table for some layers; Add layers (^L) makes one",
+}
+
+
+def made(field: str) -> str:
+    """How one makes what a field in general, such as `model.merge.strength`, is of; "" for a field that is there."""
+    return MADE.get(field.rpartition(".")[0], "")
 
 
 class _Wizard(Protocol):
@@ -20,7 +33,7 @@ class _Wizard(Protocol):
 
 
 class FieldSearch(Provider):
-    """Every step and every field of the job being made."""
+    """Every step and every field of a job; one whose table the job being made has not leads to where it is made."""
 
     @property
     def _wizard(self) -> _Wizard:
@@ -33,12 +46,11 @@ class FieldSearch(Provider):
 
     def _fields(self) -> Iterator[tuple[str, str, str]]:
         state = self._wizard.state
-        if not state.ready:
-            return
-        for panel in (*PANELS, "sample.prompts"):
-            for path in state.fields(panel):
-                field = field_of(path)
-                yield path, f"{field.label} · {path}", field.help
+        there = [path for panel in (*PANELS, "sample.prompts") for path in state.fields(panel)]
+        known = {field_of(path).path for path in there}
+        for path in (*there, *(path for path in FIELDS if path not in known)):
+            field = field_of(path)
+            yield path, f"{field.label} · {path}", field.help
 
     async def discover(self) -> Hits:
         for name, text, help in self._steps():

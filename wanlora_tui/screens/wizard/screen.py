@@ -24,7 +24,7 @@ from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.checking import Checked
 from wanlora_tui.screens.frame.drawing import SparingScreen
-from wanlora_tui.screens.frame.field_search import FieldSearch
+from wanlora_tui.screens.frame.field_search import FieldSearch, made
 from wanlora_tui.screens.frame.help_area import HelpingScreen
 from wanlora_tui.screens.frame.layout import LAYOUT
 from wanlora_tui.screens.frame.reach import bring_in_sight, can_be_seen
@@ -251,8 +251,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         return CLIP_PANES[name](self.state, self.lists) if name in CLIP_PANES else PANES[name](self.state)
 
     async def go_to_field(self, field: str) -> None:
-        """Show a field, and put the focus there."""
-        await self.go_to(step_of_field(field), field=field)
+        """Show a field, and put the focus there; while there is no such field, where one makes it, and say how."""
+        step = step_of_field(field)
+        await self.go_to(step, field=field)
+        if missing := self.state.blocked(self.step) if self.step != step else made(field):
+            self.notify(f"{field}: {missing}", timeout=8)
 
     def in_place(self, paths: list[str]) -> bool:
         return isinstance(self.pane, MendingPane) and all(path.endswith("].exclude") for path in paths)
