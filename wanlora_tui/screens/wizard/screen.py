@@ -216,7 +216,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
 
     async def _go_to(self, name: str, field: str) -> None:
         name = self.state.furthest(name)
-        self.state.draft.step = name
+        moved, self.state.draft.step = name != self.step, name
         self.state.drop_blank_merges()
         if name == "review" and self.state.is_behind:  # what is launched follows the last clip that was left out
             self.state.refresh()
@@ -228,13 +228,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             pane.bring_up_to_date()
         if self._box.came_back:  # the step stands there in one frame; title, help and focus follow in the next
             self.draw()
-        place = position(name)
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
-        self.query_one("#back", Button).disabled = place == 0
+        self.query_one("#back", Button).disabled = name == NAMES[0]
         set_label(self.query_one("#next", Button), "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶")
         self.list_steps()
-        rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()
-        row = next(iter(rows), None)
+        row = next(iter(self.query(f"#{field_id(field)}").results(FieldInput)), None) if field else None
         if row is not None:
             for around in row.ancestors:
                 if isinstance(around, PromptRow):
@@ -244,6 +242,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             pane.focus_first()
         self.reckon_soon()
         self.show_help(None, self.step)
+        if moved:  # also by the undo of the folder that a later step needs
+            self.keep()
 
     def _new_pane(self, name: str, field: str) -> StepPane:
         if name == "settings":
@@ -335,7 +335,6 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             self.launch(self.pane)
         elif self.pane is not None:
             await self.go_to(NAMES[position(self.step) + 1])
-            self.keep()
 
     async def action_step_action(self, name: str) -> None:
         """Run an action of the step in view: keys, the footer and the palette all come through here."""
