@@ -34,13 +34,17 @@ WizardScreen.-tiny #wizard-title, WizardScreen.-tiny #forecast-line, WizardScree
 WizardScreen.-cramped #nav { padding: 0; }
 WizardScreen.-cramped #nav-state { display: none; }
 WizardScreen.-cramped #nav Button { width: 1fr; }
-WizardScreen.-cramped FieldInput > Horizontal { layout: vertical; height: auto; }
-WizardScreen.-cramped FieldInput .field-label { width: 1fr; }
+/* the control and its note under the label */
+WizardScreen.-cramped FieldInput > Horizontal {
+    layout: grid; grid-size: 2; grid-columns: 1fr auto; grid-rows: auto; height: auto;
+}
+WizardScreen.-cramped FieldInput .field-label { width: 1fr; column-span: 2; }
 WizardScreen.-cramped FieldInput .field-control { width: 1fr; max-width: 100%; }
-WizardScreen.-cramped FieldInput .field-note { max-width: 100%; }
-WizardScreen.-cramped SettingsPane > Horizontal { layout: vertical; }
+/* the panels over the form, which gets all columns: a note is read whole */
+WizardScreen.-cramped SettingsPane > Horizontal, WizardScreen.-tight SettingsPane > Horizontal { layout: vertical; }
 WizardScreen.-cramped SettingsPane #panels { width: 1fr; height: 2; }
-WizardScreen.-cramped SettingsPane #form { padding-left: 0; }
+WizardScreen.-tight SettingsPane #panels { width: 1fr; height: 3; }
+WizardScreen.-cramped SettingsPane #form, WizardScreen.-tight SettingsPane #form { padding-left: 0; }
 WizardScreen.-low ReviewPane #forecast { max-height: 2; }
 WizardScreen.-tiny ReviewPane #forecast { display: none; }
 WizardScreen.-low ReviewPane #path-note, WizardScreen.-tiny ReviewPane #path-note { display: none; }

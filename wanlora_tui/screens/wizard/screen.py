@@ -77,7 +77,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         "wizard.findings",
     )
     COMMANDS = Screen.COMMANDS | {FieldSearch}
-    HORIZONTAL_BREAKPOINTS = [(0, "-cramped"), (60, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
+    HORIZONTAL_BREAKPOINTS = [(0, "-cramped"), (60, "-tight"), (78, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's)
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (9, "-low"), (20, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = LAYOUT
 

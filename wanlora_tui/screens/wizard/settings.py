@@ -96,6 +96,11 @@ class SettingsPane(StepPane):
     SettingsPane .heading { text-style: bold; height: auto; margin-top: 1; }
     SettingsPane #form .field-label { width: 24; }
     SettingsPane #form Static.fact { height: auto; }
+    /* what has no room beside its control goes on in a second line */
+    SettingsPane #form FieldInput > Horizontal { height: auto; }
+    SettingsPane #form .field-note { max-width: 20; height: auto; text-wrap: wrap; }
+    SettingsPane.-roomy #form FieldInput > Horizontal { height: 1; }
+    SettingsPane.-roomy #form .field-note { max-width: 32; height: 1; text-wrap: nowrap; }
     SettingsPane.-roomy .field-note.-usual { min-width: 24; }
     SettingsPane.-roomy #form .field-label { width: 27; }
     """
