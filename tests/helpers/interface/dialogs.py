@@ -105,7 +105,7 @@ def one_of_each(folder: Path) -> dict[type[Screen[object]], Callable[[], Dialog]
             clip, DatasetPanel(path=str(folder)), "orb", "[trigger], orbit 90", file="clip_00.txt", note="", write=str
         ),
         CaptionsDialog: lambda: CaptionsDialog(
-            "Fill captions", "These clips have no caption of their own:", _changes(), plan=lambda _: _changes(),
+            "Fill captions", "These clips have no caption of their own:", plan=lambda _: _changes(), none="",
             write=lambda changes: iter(range(len(changes))), template="[trigger], orbit",  # type: ignore[arg-type,return-value]
         ),
     }  # fmt: skip

@@ -159,11 +159,12 @@ class Planned(Message):
 
 
 class CaptionsDialog(ModalScreen[list[CaptionChange]]):
-    """Many captions before they are written, and while they are. Dismisses with them, or with none when it is
-    cancelled, also half way: then all files are as they were.
+    """Many captions while they are made, before they are written, and while they are. Dismisses with them, or with none
+    when it is cancelled, also half way: then all files are as they were.
 
-    With a `template` (what the box holds at first) `plan` makes them anew after each key, in a thread: there may be
-    thousands. `write` writes them one by one, and says how many are written; what is wrong is shown, and it stays.
+    `plan` makes them in a thread, for there may be thousands; with a `template` (what the box holds at first) anew
+    after each key. `none` is said when there is nothing to write. `write` writes them one by one, and says how many are
+    written; what is wrong is shown, and it stays.
     """
 
     BINDINGS = bindings("dialog.cancel", "caption.write", "app.help")
@@ -184,16 +185,17 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         self,
         title: str,
         words: str,
-        changes: list[CaptionChange],
         *,
         plan: Callable[[str], list[CaptionChange]],
+        none: str,
         write: Callable[[list[CaptionChange]], Generator[int, None, None]],
         template: str | None = None,
     ) -> None:
         super().__init__()
         self.dialog_title, self.words, self.template = title, words, template
-        self.changes, self.plan, self.write_all = changes, plan, write
-        self._made_of = template or ""  # what `changes` are made of
+        self.plan, self.none, self.write_all = plan, none, write
+        self.changes: list[CaptionChange] = []
+        self._made_of: str | None = None  # the text that `changes` are made of, once they are
         self._planning = self._wanted = False  # `_wanted`: to be written once they are those of what was typed
         self._writing: Worker[None] | None = None
 
@@ -215,6 +217,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         self.query_one("#problem").display = False
         self._show()
         self._focus_first()
+        self._plan_soon()
 
     def on_resize(self) -> None:
         self._fit()
@@ -224,14 +227,24 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         others = OTHERS + (WRONG if self.query_one("#problem").display else 0)
         self.query_one(VerticalScroll).styles.max_height = max(2, min(14, self.size.height * 9 // 10 - others))
 
+    @property
+    def takes_keys(self) -> bool:
+        """No answer is taken before it is known to what."""
+        return self.template is not None or self._made_of is not None
+
     def _focus_first(self) -> None:
-        self.query_one("#template" if self.template is not None else "#write").focus()
+        answer = "#template" if self.template is not None else "#write" if self.changes else "#cancel"
+        self.set_focus(self.query_one(answer) if self.takes_keys else None)
 
     def _show(self) -> None:
         lines = [f"{change.name}: {change.after}" for change in self.changes[:SHOWN]]
         if len(self.changes) > SHOWN:
             lines.append(f"and {count(len(self.changes) - SHOWN, 'more')}".removesuffix("s"))
-        self.query_one("#changes", Static).update(escaped("\n".join(lines)) or "Nothing would be written.")
+        if not lines:
+            asked = self.template is None or bool(self._typed_text.strip())
+            none = self.none if asked else "Nothing would be written."
+            lines.append("… looking at the captions · Esc stops" if self._made_of is None else none)
+        self.query_one("#changes", Static).update(escaped("\n".join(lines)))
         button = self.query_one("#write", Button)
         set_label(button, f"Write {count(len(self.changes), 'caption')} ^S")
         button.disabled = not self.changes
@@ -258,11 +271,14 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
     @on(Planned)
     def _planned(self, event: Planned) -> None:
         event.stop()
+        is_first = self._made_of is None
         self._planning, self._made_of, self.changes = False, event.template, event.changes
         if event.template != self._typed_text:
             self._plan_soon()
             return
         self._show()
+        if is_first:
+            self._focus_first()
         if self._wanted:
             self.action_write()
 
