@@ -15,17 +15,11 @@ WizardScreen .-old { color: $text-muted; text-style: italic; }
 WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
 WizardScreen.-tall #help-area { height: 6; }
 WizardScreen #help-text { height: auto; }
-/* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines
-   reaches one further down */
-WizardScreen ToastRack { margin-bottom: 10; }
-WizardScreen.-tall ToastRack { margin-bottom: 11; }
 WizardScreen #nav { height: 1; padding: 0 1; }
 WizardScreen #nav Button { min-width: 0; width: 14; }
 WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
 /* short and narrow terminals: what one fills in and what was found come before the help */
 WizardScreen.-low #help-area, WizardScreen.-tiny #help-area { display: none; }
-WizardScreen.-low ToastRack { margin-bottom: 3; }
-WizardScreen.-tiny ToastRack { margin-bottom: 1; }
 WizardScreen.-low #forecast-line { height: 1; }
 WizardScreen.-low StepPane, WizardScreen.-tiny StepPane { overflow-y: auto; }
 /* one scrolls, not one within the other: what has got the focus may stay out of sight in two */

@@ -228,7 +228,7 @@ async def test_that_nothing_is_to_be_written_is_said_in_the_dialog(tmp_path):
         await at_captions(pilot, make_clips(tmp_path / "clips", 2))
         await pilot.press("i")
         dialog = await on_top(pilot, CaptionsDialog)
-        await until(pilot, lambda: "Every clip has a caption of its own." in screen_text(pilot.app), "that none lacks one")
+        await until(pilot, lambda: "Every clip has a caption of its own." in screen_text(pilot.app), "that none")
         dialog.query_one(Input).value = ""
         await until(pilot, lambda: "Nothing would be written." in screen_text(pilot.app), "that no text is none")
         await pilot.press("escape")

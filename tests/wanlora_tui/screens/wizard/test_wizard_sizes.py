@@ -154,5 +154,5 @@ async def test_the_notes_of_settings_are_read_whole(work: Path, size: tuple[int,
                 note, label = row.query_one(".field-note", Static), row.query_one(".field-label")
                 drawn = " ".join(" ".join(line.text for line in note.render_lines(note.outer_size.region)).split())
                 assert drawn == str(note.content), f"{row.path}: its note is cut"
-                assert note.region.right <= form.scrollable_content_region.right, f"{row.path}: its note leaves the form"
+                assert note.region.right <= form.scrollable_content_region.right, f"{row.path}: its note leaves it"
                 assert label.region.width >= 24 and row.control.region.width >= 10, row.path
