@@ -68,7 +68,7 @@ class FittingFooter(Footer):
         """See what is offered now. A dialog may be open by now, whose keys these are not, or the screen may be gone;
         when it is back its bindings are told of again."""
         self._awaited = False
-        if not self.is_attached or not self.screen.is_current:
+        if not self.is_attached or self.screen is not self.app.screen:
             return
         bound = self.screen.active_bindings
         offered: dict[str, Offer] = {}  # by action: its first key is shown

@@ -27,6 +27,7 @@ from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialo
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.offer import DraftList
 from wanlora_tui.screens.wizard.submitting import SubmittingScreen
+from wanlora_tui.widgets import redraw_throttle
 from wanlora_tui.widgets.folder_picker import PathPicker
 
 HELP = (HelpScreen, StepHelp)
@@ -42,7 +43,7 @@ def all_dialogs() -> set[type[Screen[object]]]:
     found: list[type[ModalScreen[object]]] = [ModalScreen]
     for each in found:
         found += each.__subclasses__()
-    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in HELP}
+    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in (*HELP, redraw_throttle.Dialog)}
 
 
 def _changes() -> list[CaptionChange]:

@@ -1,6 +1,8 @@
 """Notices lie over nothing: over no finding, no number and no dialog, on any screen."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.app import App
@@ -27,7 +29,11 @@ class Over(SafelyDrawn):
     HORIZONTAL_BREAKPOINTS = wanlora_app.WanloraApp.HORIZONTAL_BREAKPOINTS
 
 
-def lies_over(screen: Screen[object]) -> list[Widget]:
+def says(app: App[Any], words: str) -> bool:
+    return words in screen_text(app)
+
+
+def lies_over(screen: Screen[Any]) -> list[Widget]:
     """What is drawn where a notice is, and is none."""
     seen = {widget: region.intersection(clip) for widget, (region, clip) in screen._compositor.visible_widgets.items()}
     toasts = [region for widget, region in seen.items() if isinstance(widget, Toast)]
@@ -44,7 +50,7 @@ async def test_over_no_dialog(size: tuple[int, int], tmp_path: Path) -> None:
             await over.push_screen(make())
             over.notify(LONG, timeout=PATIENCE)
             over.notify("number 2", timeout=PATIENCE)
-            await until(pilot, lambda over=over: "number 2" in screen_text(over), "the notices")
+            await until(pilot, partial(says, over, "number 2"), "the notices")
             assert not lies_over(over.screen), f"{name}: {screen_text(over)}"
 
 
@@ -88,7 +94,7 @@ async def test_a_notice_that_is_taken_back_leaves_no_line() -> None:
         await over.screen.mount(page := VerticalScroll())
         for i in range(3):
             over.notify(f"number {i}", timeout=PATIENCE)
-            await until(pilot, lambda i=i: f"number {i}" in screen_text(over), "the notice")
+            await until(pilot, partial(says, over, f"number {i}"), "the notice")
             if i < 2:
                 over._unnotify(next(iter(over._notifications)))
         await pilot.pause()

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
 
@@ -30,6 +29,7 @@ from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine, TextKeys
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -44,7 +44,7 @@ class _Text(TextKeys, TextArea):
         super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
 
 
-class CaptionDialog(ModalScreen[str | None]):
+class CaptionDialog(Dialog[str | None]):
     """One clip as training sees it, with its caption to write. Dismisses with the new text, or None.
 
     `write` is asked to write it, and says what is wrong; then the dialog stays, with all that was typed.
@@ -100,10 +100,6 @@ class CaptionDialog(ModalScreen[str | None]):
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
 
-    def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """Textual looks up the styles of all of it again; of what was made a moment ago they are as they were."""
-        event.refresh_styles = event.refresh_styles and self.stack_updates > 0
-
     def on_mount(self) -> None:
         self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)
         text = self.query_one(_Text)
@@ -158,7 +154,7 @@ class Planned(Message):
     changes: list[CaptionChange]
 
 
-class CaptionsDialog(ModalScreen[list[CaptionChange]]):
+class CaptionsDialog(Dialog[list[CaptionChange]]):
     """Many captions while they are made, before they are written, and while they are. Dismisses with them, or with none
     when it is cancelled, also half way: then all files are as they were.
 
