@@ -43,7 +43,8 @@ def all_dialogs() -> set[type[Screen[object]]]:
     found: list[type[ModalScreen[object]]] = [ModalScreen]
     for each in found:
         found += each.__subclasses__()
-    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in (*HELP, redraw_throttle.Dialog)}
+    others = (*HELP, redraw_throttle.Dialog)
+    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in others}
 
 
 def _changes() -> list[CaptionChange]:

@@ -1,7 +1,6 @@
 """The wizard: six steps from nothing to a written, checked job file."""
 
 import asyncio
-import gc
 from functools import partial
 from pathlib import Path
 
@@ -115,12 +114,13 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
+        self.take_over_collector()
         self._read_machine()
         self._begin()
         self.set_interval(PROGRESS, self._show_progress)
 
     def on_unmount(self) -> None:
-        gc.unfreeze()
+        self.give_collector_back()
         self.end_looks()
 
     @property
