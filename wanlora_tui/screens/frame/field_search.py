@@ -13,16 +13,18 @@ from wanlora_tui.draft.steps import STEPS
 
 # Panels that are lists of tables: how one makes a table, where a field of it leads while the job has none
 MADE = {
-    "datasets": "it is of a folder of clips; add one here",
-    "model.merge": "it is of a LoRA to merge; name one here, and its other fields follow",
-    "sample.prompts": "it is of a prompt; ^F makes prompts of clips, ^L adds an empty one",
-    "target.layers": "it is of a table for some layers; Add layers (^L) makes one",
+    "datasets": "comes with a folder of clips: add one here",
+    "model.merge": "comes with a LoRA to merge: name its file here",
+    "sample.prompts": "comes with a prompt: ^F makes two of clips, ^L an empty one",
+    "target.layers": "comes with a table for some layers: ^L makes one",
 }
 
 
 def made(field: str) -> str:
-    """How one makes what a field in general, such as `model.merge.strength`, is of; "" for a field that is there."""
-    return MADE.get(field.rpartition(".")[0], "")
+    """`model.merge.strength comes with a LoRA to merge: ...`: how one makes what a field in general is of; "" for a
+    field that is there."""
+    how = MADE.get(field.rpartition(".")[0], "")
+    return f"{field} {how}" if how else ""
 
 
 class _Wizard(Protocol):

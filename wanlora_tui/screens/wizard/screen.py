@@ -254,8 +254,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         """Show a field, and put the focus there; while there is no such field, where one makes it, and say how."""
         step = step_of_field(field)
         await self.go_to(step, field=field)
-        if missing := self.state.blocked(self.step) if self.step != step else made(field):
-            self.notify(f"{field}: {missing}", timeout=8)
+        if missing := f"{field}: {self.state.blocked(self.step)}" if self.step != step else made(field):
+            self.say(missing)
 
     def in_place(self, paths: list[str]) -> bool:
         return isinstance(self.pane, MendingPane) and all(path.endswith("].exclude") for path in paths)

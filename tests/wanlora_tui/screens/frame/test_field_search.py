@@ -42,9 +42,10 @@ async def picked(pilot: Pilot[None], words: str) -> str:
         ),
         f"{words} found",
     )
-    app.clear_notifications()
+    before = [notice.message for notice in app._notifications]
     await pilot.press("enter")
-    await until(pilot, lambda: len(app._notifications), "where it leads")
+    await until(pilot, lambda: [n.message for n in app._notifications] not in ([], before), "where it leads")
+    await until(pilot, lambda: len(app._notifications) == 1, "what was said before it, gone")
     return next(iter(app._notifications)).message
 
 
@@ -70,15 +71,15 @@ async def test_a_field_whose_table_is_not_there_leads_to_where_it_is_made(tmp_pa
         said = await picked(pilot, "model.merge.strength")
         row = next(n for n in pilot.app.focused.ancestors if isinstance(n, FieldInput))
         assert row.path == "model.merge[0].path"
-        assert said == "model.merge.strength: it is of a LoRA to merge; name one here, and its other fields follow"
+        assert said == "model.merge.strength comes with a LoRA to merge: name its file here"
 
         said = await picked(pilot, "target.layers.lr_factor")
         assert pilot.app.focused is screen.query_one("#add-layers", Button)
-        assert said.startswith("target.layers.lr_factor: it is of a table")
+        assert said.startswith("target.layers.lr_factor comes with a table")
 
         said = await picked(pilot, "sample.prompts.seed")
         assert pilot.app.focused is screen.query_one("#from-clips", Button)
-        assert said.startswith("sample.prompts.seed: it is of a prompt")
+        assert said.startswith("sample.prompts.seed comes with a prompt")
 
 
 async def test_a_field_of_a_step_that_is_not_open_yet_leads_to_what_is_to_be_done_first(tmp_path: Path) -> None:
@@ -87,4 +88,4 @@ async def test_a_field_of_a_step_that_is_not_open_yet_leads_to_what_is_to_be_don
         await until(pilot, lambda: screen_of(pilot).pane, "the step")
         assert (await picked(pilot, "training.lr")).startswith("training.lr: Add a folder of clips first")
         assert screen_of(pilot).step == "clips"
-        assert (await picked(pilot, "datasets.path")).startswith("datasets.path: it is of a folder of clips")
+        assert (await picked(pilot, "datasets.path")).startswith("datasets.path comes with a folder of clips")
