@@ -40,6 +40,7 @@ WizardScreen.-cramped SettingsPane #panels { width: 1fr; height: 2; }
 WizardScreen.-tight SettingsPane #panels { width: 1fr; height: 3; }
 WizardScreen.-cramped SettingsPane #form, WizardScreen.-tight SettingsPane #form { padding-left: 0; }
 WizardScreen.-low ReviewPane #forecast { max-height: 2; }
+WizardScreen.-low.-cramped ReviewPane #forecast { max-height: 1; }
 WizardScreen.-tiny ReviewPane #forecast { display: none; }
 WizardScreen.-low ReviewPane #path-note, WizardScreen.-tiny ReviewPane #path-note { display: none; }
 WizardScreen.-low ReviewPane #path-note.problem { display: block; }
