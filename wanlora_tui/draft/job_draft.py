@@ -49,6 +49,8 @@ class WizardState:
         self.written: dict[Path, str] = {}  # job files that this wizard has written, and what is in them
         self._recommended: Recommended | None = None
         self._recommender = Recommender()
+        # what they follow, and they
+        self._reasons: tuple[Recommended | None, dict[str, Any], list[tuple[str, Any, str]]] | None = None
         # what of the draft the job was made of, the job, its plain tables
         self._made: tuple[bytes, Job, dict[str, Any]] | None = None
         self._found: dict[str, tuple[DatasetFacts, list[str], DatasetFacts]] = {}  # by folder: scan, left out, the rest
@@ -293,13 +295,12 @@ class WizardState:
 
     def reasons(self) -> list[tuple[str, Any, str]]:
         """(field path, value, reason) of every field that has its recommended value, where there is a reason for it."""
-        out = []
-        for panel in PANELS:
-            for path in self.fields(panel):
-                value, reason = self.recommended(path)
-                if reason and self.draft.values.get(path, value) == value:
-                    out.append((path, value, reason))
-        return out
+        known, values = self._reasons, self.draft.values
+        if known is None or known[0] is not self._recommended or known[1] != values:
+            told = [(path, *self.recommended(path)) for panel in PANELS for path in self.fields(panel)]
+            reasons = [(p, v, why) for p, v, why in told if why and values.get(p, v) == v]
+            known = self._reasons = self._recommended, dict(values), reasons
+        return known[2]
 
     def fields(self, panel: str) -> list[str]:
         """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt, one per

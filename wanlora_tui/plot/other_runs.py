@@ -9,7 +9,6 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -27,6 +26,7 @@ from wanlora_tui.output.formatting import state_text
 from wanlora_tui.output.typed_paths import absolute
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.folder_picker import PathInput
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 RETRY_SECONDS = 1.0
 
@@ -86,7 +86,7 @@ class RunList(OptionList):
     BINDINGS = bindings("add_run.choose", "list.down", "list.up", "list.top", "list.bottom")
 
 
-class OtherRuns(ModalScreen[JobRecord | Path | None]):
+class OtherRuns(Dialog[JobRecord | Path | None]):
     """Dismisses with the job, or the folder of this machine, that is to be drawn or taken away. `shown`: the keys of
     those that are drawn."""
 

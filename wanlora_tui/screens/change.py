@@ -5,7 +5,6 @@ from typing import Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from presets.errors import JobError
@@ -16,6 +15,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import setting_text
 from wanlora_tui.widgets.field_input import FieldText, problem_text, range_text
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 EXPERTS = {"multistage.high.lr": "high noise", "multistage.low.lr": "low noise"}
 LEFT_OUT = {**dict.fromkeys(EXPERTS, "as above"), "sample.shift": f"{PRESETS['custom'].shift:g}"}  # what it means
@@ -26,7 +26,7 @@ def as_typed(field: str, value: Any) -> str:
     return "" if value is None else setting_text(field, value)
 
 
-class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
+class ChangeScreen(Dialog[list[tuple[str, str]] | None]):
     """Dismisses with (field, text) of every value that was changed; None when there is none, or it was left."""
 
     BINDINGS = bindings("change.apply", "dialog.cancel", "app.help")

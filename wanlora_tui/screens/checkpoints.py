@@ -10,7 +10,6 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
 from presets.runs.checkpoints import StoredCheckpoint, best_text
@@ -20,6 +19,7 @@ from wanlora_tui.output.far_words import shown_path
 from wanlora_tui.output.formatting import held_out_text
 from wanlora_tui.output.queue_words import clock_time
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
 HELD_OUT = "HELD OUT"  # a column of runs that measure that loss
@@ -29,7 +29,7 @@ class CheckpointTable(DataTable[Text]):
     BINDINGS = bindings("checkpoints.choose", "list.down", "list.up", "table.top", "table.bottom")
 
 
-class CheckpointsScreen(ModalScreen[int | None]):
+class CheckpointsScreen(Dialog[int | None]):
     """Dismisses with the step to go back to, or None."""
 
     BINDINGS = bindings("dialog.cancel", "app.help")

@@ -2,15 +2,15 @@
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 
-class Confirm(ModalScreen[bool]):
+class Confirm(Dialog[bool]):
     """Dismisses with True for yes. `y` and `n` answer; so do the buttons."""
 
     BINDINGS = bindings("confirm.yes", "confirm.no", "app.help")

@@ -7,11 +7,12 @@ from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import SelectionList, Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 GROUPS = {
     "app": "Everywhere",
@@ -141,7 +142,7 @@ def key_table(actions: list[Action], refused: Collection[str] = ()) -> Table:
     return table
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(Dialog[None]):
     """`shown`: actions by heading, as `of_screen` or `of_dialog` finds them. `refused`: ids of those that would do
     nothing now."""
 

@@ -11,6 +11,7 @@ from rich.segment import Segment
 from textual.app import App
 from textual.color import Color
 from textual.filter import LineFilter
+from textual.widgets._toast import ToastHolder, ToastRack
 
 from presets.text import escaped
 
@@ -74,3 +75,15 @@ class SafelyDrawn(App[None]):
     ) -> None:
         """Notifications name jobs and files, and quote others: no markup in them counts, asked for or not."""
         super().notify(escaped(message), title=escaped(title), severity=severity, timeout=timeout, markup=False)
+
+    def _refresh_notifications(self) -> None:
+        """Of a notice that is taken back before its time Textual leaves an empty holder, which has a line here."""
+        super()._refresh_notifications()
+        self.call_later(self._drop_empty_holders)
+
+    def _drop_empty_holders(self) -> None:
+        shown = {ToastRack._toast_id(notice) for notice in self._notifications}
+        for screen in self.screen_stack[-1:]:
+            for holder in screen.query(ToastHolder):
+                if holder.id not in shown:
+                    holder.remove()

@@ -65,10 +65,12 @@ class FittingFooter(Footer):
             self.call_after_refresh(self.look)
 
     def look(self) -> None:
-        """See what is offered now. A dialog may be open by now, whose keys these are not, or the screen may be gone;
-        when it is back its bindings are told of again."""
+        """See what is offered now. A dialog may be open by now, whose own footer covers this one, or the screen may be
+        gone; when it is back its bindings are told of again."""
         self._awaited = False
         if not self.is_attached or not self.screen.is_current:
+            return
+        if self.screen is not self.app.screen and self.app.screen.query(FittingFooter):
             return
         bound = self.screen.active_bindings
         offered: dict[str, Offer] = {}  # by action: its first key is shown

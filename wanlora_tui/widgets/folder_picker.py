@@ -13,7 +13,6 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Button, DirectoryTree, Input, Static, Tree
 from textual.widgets.directory_tree import DirEntry
@@ -26,6 +25,7 @@ from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute, complete_path
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 MOST_COUNTED = 20_000  # entries of a folder that are looked at for its count
 COUNT_DELAY = 0.05  # seconds in which folders that come into view are gathered, to be counted together
@@ -176,7 +176,7 @@ class _Tree(DirectoryTree):
         self.screen.query_one("#picker-path", Input).value = str(self.path)
 
 
-class PathPicker(ModalScreen[str | None]):
+class PathPicker(Dialog[str | None]):
     """Pick a folder (`suffixes` None) or a file. Dismisses with its absolute path, or None."""
 
     BINDINGS = bindings("dialog.cancel", "picker.filter", "app.help")

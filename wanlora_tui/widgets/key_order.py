@@ -8,6 +8,7 @@ waited for too, but not by who wants to leave.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
 
     def __init__(self) -> None:
         super().__init__()
+        self.taken_at = float("-inf")  # when the last key was, monotonic
         self._under_way: events.Event | None = None
         self._followed: MessagePump = self  # the widget that the last `Done` set out from
         self._opening: object = None  # the screen that keys wait for, or did in vain
@@ -86,6 +88,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
 
     async def _take(self, event: events.Event) -> None:
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
+        self.taken_at = time.monotonic()
         if self._still_opens() and not self._is_urgent(event):
             self._await_screen(event)
             await self._hurry()

@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from textual import events
 from textual.message import Message
 from textual.message_pump import MessagePump
-from textual.screen import ModalScreen, Screen
+from textual.screen import ModalScreen, Screen, ScreenResultType
+
+from wanlora_tui.widgets.key_order import KeysInOrder
 
 SECONDS = 0.2  # between two drawings
+OPENS = 0.1  # seconds after which a dialog is drawn, also when what has opened it still goes on
 
 
 class Changed(Message):
@@ -24,6 +28,52 @@ def is_seen(screen: Screen[Any]) -> bool:
     draws the screen above it anew after each, because that could be transparent."""
     stack = screen.app.screen_stack
     return screen in stack and all(isinstance(s, ModalScreen) for s in stack[stack.index(screen) + 1 :])
+
+
+class DrawnBelow(Screen[ScreenResultType]):
+    """A screen that dialogs lie over. Textual would draw all of it again after each of its messages once something in
+    it has changed under a dialog."""
+
+    def _compositor_refresh(self) -> None:
+        super()._compositor_refresh()
+        if self is not self.app.screen:
+            self._repaint_required = False  # what has changed is drawn by the dialog
+
+
+class Dialog(ModalScreen[ScreenResultType], DrawnBelow[ScreenResultType]):
+    """A dialog that opens in one frame, once the key that opened it has done all that it sets off.
+
+    Textual draws a new one when it is resumed, when it hears of its size, when it is styled and when what lost the
+    focus below it has changed, and each time all that is below it, dimmed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._opening = True
+
+    def on_screen_resume(self, event: events.ScreenResume) -> None:
+        """Textual looks up the styles of all of it again; of what was made a moment ago they are as they were."""
+        if self._opening:
+            event.refresh_styles = False
+            self.set_timer(OPENS, self._draw_first)
+            if isinstance(self.app, KeysInOrder) and self.app.is_taking:
+                self.app.afterwards(self._draw_first)
+
+    def _compositor_refresh(self) -> None:
+        if not self._opening:
+            super()._compositor_refresh()
+
+    def _draw_first(self) -> None:
+        if not (self._opening and self.is_attached and self.is_current):
+            return
+        for below in self.app._background_screens:
+            below._on_timer_update()  # what has changed there is in this frame
+        if self._layout_required:
+            self._refresh_layout()
+            self._layout_required = False
+        self._opening = False
+        self.refresh()
+        self._on_timer_update()
 
 
 class Throttle:

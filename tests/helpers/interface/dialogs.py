@@ -27,6 +27,7 @@ from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialo
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.offer import DraftList
 from wanlora_tui.screens.wizard.submitting import SubmittingScreen
+from wanlora_tui.widgets import redraw_throttle
 from wanlora_tui.widgets.folder_picker import PathPicker
 
 HELP = (HelpScreen, StepHelp)
@@ -42,7 +43,8 @@ def all_dialogs() -> set[type[Screen[object]]]:
     found: list[type[ModalScreen[object]]] = [ModalScreen]
     for each in found:
         found += each.__subclasses__()
-    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in HELP}
+    others = (*HELP, redraw_throttle.Dialog)
+    return {each for each in found if each.__module__.startswith("wanlora_tui.") and each not in others}
 
 
 def _changes() -> list[CaptionChange]:
@@ -105,7 +107,7 @@ def one_of_each(folder: Path) -> dict[type[Screen[object]], Callable[[], Dialog]
             clip, DatasetPanel(path=str(folder)), "orb", "[trigger], orbit 90", file="clip_00.txt", note="", write=str
         ),
         CaptionsDialog: lambda: CaptionsDialog(
-            "Fill captions", "These clips have no caption of their own:", _changes(), plan=lambda _: _changes(),
+            "Fill captions", "These clips have no caption of their own:", plan=lambda _: _changes(), none="",
             write=lambda changes: iter(range(len(changes))), template="[trigger], orbit",  # type: ignore[arg-type,return-value]
         ),
     }  # fmt: skip

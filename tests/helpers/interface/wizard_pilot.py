@@ -18,6 +18,7 @@ from textual.notifications import Notification, Notifications
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+import wanlora_tui
 from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.screens.wizard import WizardScreen
@@ -29,6 +30,8 @@ NOTIFIED: WeakKeyDictionary[Notifications, list[Notification]] = WeakKeyDictiona
 
 
 class WizardApp(KeysInOrder):
+    CSS_PATH = Path(wanlora_tui.__file__).with_name("app.tcss")
+
     def __init__(self, draft: Path) -> None:
         super().__init__()
         self.draft, self.result = draft, "not dismissed"

@@ -6,7 +6,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from textual.pilot import Pilot
-from textual.widgets._toast import Toast
 from textual_image.widget import HalfcellImage
 
 from daemon.settings import CostSettings
@@ -17,8 +16,6 @@ from tests.helpers.interface.runs import Tape, usual
 from tests.wanlora_tui.screens.test_dashboard import SIZES, outside, settle, shown
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.screenshot import RecordedApp, load_run
-from wanlora_tui.widgets.machine_health import MachineHealth
-from wanlora_tui.widgets.meters import MemoryBar, Numbers
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
@@ -65,25 +62,6 @@ async def test_time_money_machine_and_disk(size: tuple[int, int], tmp_path: Path
 async def test_a_disk_that_does_not_suffice_is_said_first(size: tuple[int, int], tmp_path: Path):
     async with app(recorded(usual(), tmp_path, free=2)).run_test(size=size) as pilot:
         assert "! disk 2.0 GiB free, 20.0 GiB to come" in await over(pilot)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("pane", ["", "p", "f"])
-async def test_a_toast_covers_no_number(size: tuple[int, int], pane: str, tmp_path: Path):
-    async with app(recorded(usual(), tmp_path)).run_test(size=size, notifications=True) as pilot:
-        if pane:
-            await pilot.press(pane)
-        pilot.app.notify("A checkpoint is written after the step it is at.\nAnd so on.")
-        await settle(pilot)
-        screen = pilot.app.screen
-        toasts = [toast.region for toast in screen.walk_children(Toast) if toast.region.area]
-        assert toasts
-        kept = [w.region for kind in (Numbers, MemoryBar, MachineHealth) for w in screen.query(kind)]
-        plot = screen.query_one("#plot").region
-        axis = plot.bottom - 2  # its last two rows
-        for toast in toasts:
-            assert not any(toast.overlaps(region) for region in kept), (toast, kept)
-            assert pane or size[0] == 160 or toast.bottom <= axis, (toast, plot)
 
 
 async def test_the_header_follows_the_last_word(tmp_path: Path):

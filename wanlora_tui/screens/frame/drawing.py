@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any
 
 from textual.reactive import Reactive
-from textual.screen import Screen
 from textual.widget import Widget
 
 from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.widgets.key_order import KeysInOrder
+from wanlora_tui.widgets.redraw_throttle import DrawnBelow
 
 HELD = 0.05  # seconds that what has changed waits for the end of a key, or of keys typed ahead
 
 
-class SparingScreen(Screen[Any]):
+class SparingScreen(DrawnBelow[Any]):
     """A screen that is typed in: of what a key sets off one picture is drawn, once all of it is there."""
 
     # who loses the focus and who gets it draw themselves; Textual would draw all of the screen anew

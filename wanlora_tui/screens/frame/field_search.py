@@ -6,10 +6,25 @@ from typing import Protocol, cast
 
 from textual.command import Hits, Provider
 
-from presets.job.fields import field_of
+from presets.job.fields import FIELDS, field_of
 from wanlora_tui.actions.palette import EXACT, WORDS, discovered, found, hits
 from wanlora_tui.draft.job_draft import PANELS, WizardState
 from wanlora_tui.draft.steps import STEPS
+
+# Panels that are lists of tables: how one makes a table, where a field of it leads while the job has none
+MADE = {
+    "datasets": "comes with a folder of clips: add one here",
+    "model.merge": "comes with a LoRA to merge: name its file here",
+    "sample.prompts": "comes with a prompt: ^F makes two of clips, ^L an empty one",
+    "target.layers": "comes with a table for some layers: ^L makes one",
+}
+
+
+def made(field: str) -> str:
+    """`model.merge.strength comes with a LoRA to merge: ...`: how one makes what a field in general is of; "" for a
+    field that is there."""
+    how = MADE.get(field.rpartition(".")[0], "")
+    return f"{field} {how}" if how else ""
 
 
 class _Wizard(Protocol):
@@ -20,7 +35,7 @@ class _Wizard(Protocol):
 
 
 class FieldSearch(Provider):
-    """Every step and every field of the job being made."""
+    """Every step and every field of a job; one whose table the job being made has not leads to where it is made."""
 
     @property
     def _wizard(self) -> _Wizard:
@@ -33,12 +48,11 @@ class FieldSearch(Provider):
 
     def _fields(self) -> Iterator[tuple[str, str, str]]:
         state = self._wizard.state
-        if not state.ready:
-            return
-        for panel in (*PANELS, "sample.prompts"):
-            for path in state.fields(panel):
-                field = field_of(path)
-                yield path, f"{field.label} · {path}", field.help
+        there = [path for panel in (*PANELS, "sample.prompts") for path in state.fields(panel)]
+        known = {field_of(path).path for path in there}
+        for path in (*there, *(path for path in FIELDS if path not in known)):
+            field = field_of(path)
+            yield path, f"{field.label} · {path}", field.help
 
     async def discover(self) -> Hits:
         for name, text, help in self._steps():

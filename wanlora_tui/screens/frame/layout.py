@@ -15,17 +15,11 @@ WizardScreen .-old { color: $text-muted; text-style: italic; }
 WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
 WizardScreen.-tall #help-area { height: 6; }
 WizardScreen #help-text { height: auto; }
-/* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines
-   reaches one further down */
-WizardScreen ToastRack { margin-bottom: 10; }
-WizardScreen.-tall ToastRack { margin-bottom: 11; }
 WizardScreen #nav { height: 1; padding: 0 1; }
 WizardScreen #nav Button { min-width: 0; width: 14; }
 WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
 /* short and narrow terminals: what one fills in and what was found come before the help */
 WizardScreen.-low #help-area, WizardScreen.-tiny #help-area { display: none; }
-WizardScreen.-low ToastRack { margin-bottom: 3; }
-WizardScreen.-tiny ToastRack { margin-bottom: 1; }
 WizardScreen.-low #forecast-line { height: 1; }
 WizardScreen.-low StepPane, WizardScreen.-tiny StepPane { overflow-y: auto; }
 /* one scrolls, not one within the other: what has got the focus may stay out of sight in two */
@@ -34,14 +28,19 @@ WizardScreen.-tiny #wizard-title, WizardScreen.-tiny #forecast-line, WizardScree
 WizardScreen.-cramped #nav { padding: 0; }
 WizardScreen.-cramped #nav-state { display: none; }
 WizardScreen.-cramped #nav Button { width: 1fr; }
-WizardScreen.-cramped FieldInput > Horizontal { layout: vertical; height: auto; }
-WizardScreen.-cramped FieldInput .field-label { width: 1fr; }
+/* the control and its note under the label */
+WizardScreen.-cramped FieldInput > Horizontal {
+    layout: grid; grid-size: 2; grid-columns: 1fr auto; grid-rows: auto; height: auto;
+}
+WizardScreen.-cramped FieldInput .field-label { width: 1fr; column-span: 2; }
 WizardScreen.-cramped FieldInput .field-control { width: 1fr; max-width: 100%; }
-WizardScreen.-cramped FieldInput .field-note { max-width: 100%; }
-WizardScreen.-cramped SettingsPane > Horizontal { layout: vertical; }
+/* the panels over the form, which gets all columns: a note is read whole */
+WizardScreen.-cramped SettingsPane > Horizontal, WizardScreen.-tight SettingsPane > Horizontal { layout: vertical; }
 WizardScreen.-cramped SettingsPane #panels { width: 1fr; height: 2; }
-WizardScreen.-cramped SettingsPane #form { padding-left: 0; }
+WizardScreen.-tight SettingsPane #panels { width: 1fr; height: 3; }
+WizardScreen.-cramped SettingsPane #form, WizardScreen.-tight SettingsPane #form { padding-left: 0; }
 WizardScreen.-low ReviewPane #forecast { max-height: 2; }
+WizardScreen.-low.-cramped ReviewPane #forecast { max-height: 1; }
 WizardScreen.-tiny ReviewPane #forecast { display: none; }
 WizardScreen.-low ReviewPane #path-note, WizardScreen.-tiny ReviewPane #path-note { display: none; }
 WizardScreen.-low ReviewPane #path-note.problem { display: block; }

@@ -7,7 +7,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
@@ -15,6 +14,7 @@ from presets.findings import Finding
 from wanlora_tui.actions import bindings
 from wanlora_tui.screens.frame.finding_text import entry
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Findings(OptionList):
     BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom")
 
 
-class StepFindings(ModalScreen[Jump | Fix | None]):
+class StepFindings(Dialog[Jump | Fix | None]):
     """Dismisses with what is to be done, or with None."""
 
     BINDINGS = bindings("findings.fix", "findings.close", "app.help")

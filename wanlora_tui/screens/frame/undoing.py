@@ -66,10 +66,10 @@ class UndoingScreen(Screen[Any]):
         values[id(after)] = self._values(paths)
         await self.went_to(paths)
         said = f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}"
-        self.set_timer(SAID, partial(self._say, said))
+        self.set_timer(SAID, partial(self.say, said))
 
-    def _say(self, text: str) -> None:
-        """In place of what the keys before it said: a key held down would cover the step with notices."""
+    def say(self, text: str) -> None:
+        """In place of what the keys before it said: a key held down would fill the screen with notices."""
         self._told.add(text)
         self.notify(text)
         self.app.call_later(self._keep_the_last)  # behind the notice, which is on its way

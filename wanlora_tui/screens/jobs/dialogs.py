@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
@@ -14,6 +13,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count, state_text
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 GONE = ("done", "cancelled")  # what goes unless the user chooses otherwise: it cannot be resumed, or was given up
 STYLE = """
@@ -30,7 +30,7 @@ STYLE = """
 """
 
 
-class AskText(ModalScreen[str | None]):
+class AskText(Dialog[str | None]):
     """Dismisses with what was entered, or None. `wrong` says why a text cannot be taken, "" when it can."""
 
     BINDINGS = bindings("dialog.cancel", "app.help")
@@ -69,7 +69,7 @@ class AskText(ModalScreen[str | None]):
         self.dismiss(None)
 
 
-class AskEnded(ModalScreen[list[str] | None]):
+class AskEnded(Dialog[list[str] | None]):
     """Which ended jobs are to go from the list, by their state. Those that cannot be resumed are chosen at first."""
 
     BINDINGS = bindings("dialog.cancel", "list.down", "list.up", "app.help")

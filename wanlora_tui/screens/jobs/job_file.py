@@ -10,7 +10,6 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.markup import escape
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
 from presets.errors import JobError
@@ -20,6 +19,7 @@ from presets.look import Look, LookEnded
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 WIDTH = 72  # of the text of findings
 
@@ -36,7 +36,7 @@ class FindingsPage(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
 
-class JobFileScreen(ModalScreen[str]):
+class JobFileScreen(Dialog[str]):
     """Dismisses with "submit", "wizard", or "" to leave it alone."""
 
     BINDINGS = bindings("dialog.cancel", "app.help")

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from textual import events, on, work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.message import Message
-from textual.screen import ModalScreen
 from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
 
@@ -30,6 +29,7 @@ from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine, TextKeys
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -44,7 +44,7 @@ class _Text(TextKeys, TextArea):
         super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
 
 
-class CaptionDialog(ModalScreen[str | None]):
+class CaptionDialog(Dialog[str | None]):
     """One clip as training sees it, with its caption to write. Dismisses with the new text, or None.
 
     `write` is asked to write it, and says what is wrong; then the dialog stays, with all that was typed.
@@ -100,10 +100,6 @@ class CaptionDialog(ModalScreen[str | None]):
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
 
-    def on_screen_resume(self, event: events.ScreenResume) -> None:
-        """Textual looks up the styles of all of it again; of what was made a moment ago they are as they were."""
-        event.refresh_styles = event.refresh_styles and self.stack_updates > 0
-
     def on_mount(self) -> None:
         self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)
         text = self.query_one(_Text)
@@ -158,12 +154,13 @@ class Planned(Message):
     changes: list[CaptionChange]
 
 
-class CaptionsDialog(ModalScreen[list[CaptionChange]]):
-    """Many captions before they are written, and while they are. Dismisses with them, or with none when it is
-    cancelled, also half way: then all files are as they were.
+class CaptionsDialog(Dialog[list[CaptionChange]]):
+    """Many captions while they are made, before they are written, and while they are. Dismisses with them, or with none
+    when it is cancelled, also half way: then all files are as they were.
 
-    With a `template` (what the box holds at first) `plan` makes them anew after each key, in a thread: there may be
-    thousands. `write` writes them one by one, and says how many are written; what is wrong is shown, and it stays.
+    `plan` makes them in a thread, for there may be thousands; with a `template` (what the box holds at first) anew
+    after each key. `none` is said when there is nothing to write. `write` writes them one by one, and says how many are
+    written; what is wrong is shown, and it stays.
     """
 
     BINDINGS = bindings("dialog.cancel", "caption.write", "app.help")
@@ -184,16 +181,17 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         self,
         title: str,
         words: str,
-        changes: list[CaptionChange],
         *,
         plan: Callable[[str], list[CaptionChange]],
+        none: str,
         write: Callable[[list[CaptionChange]], Generator[int, None, None]],
         template: str | None = None,
     ) -> None:
         super().__init__()
         self.dialog_title, self.words, self.template = title, words, template
-        self.changes, self.plan, self.write_all = changes, plan, write
-        self._made_of = template or ""  # what `changes` are made of
+        self.plan, self.none, self.write_all = plan, none, write
+        self.changes: list[CaptionChange] = []
+        self._made_of: str | None = None  # the text that `changes` are made of, once they are
         self._planning = self._wanted = False  # `_wanted`: to be written once they are those of what was typed
         self._writing: Worker[None] | None = None
 
@@ -215,6 +213,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         self.query_one("#problem").display = False
         self._show()
         self._focus_first()
+        self._plan_soon()
 
     def on_resize(self) -> None:
         self._fit()
@@ -224,14 +223,24 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
         others = OTHERS + (WRONG if self.query_one("#problem").display else 0)
         self.query_one("#made").styles.max_height = max(2, min(14, self.size.height * 9 // 10 - others))
 
+    @property
+    def takes_keys(self) -> bool:
+        """No answer is taken before it is known to what."""
+        return self.template is not None or self._made_of is not None
+
     def _focus_first(self) -> None:
-        self.query_one("#template" if self.template is not None else "#write").focus()
+        answer = "#template" if self.template is not None else "#write" if self.changes else "#cancel"
+        self.set_focus(self.query_one(answer) if self.takes_keys else None)
 
     def _show(self) -> None:
         lines = [f"{change.name}: {change.after}" for change in self.changes[:SHOWN]]
         if len(self.changes) > SHOWN:
             lines.append(f"and {count(len(self.changes) - SHOWN, 'more')}".removesuffix("s"))
-        self.query_one("#changes", Static).update(escaped("\n".join(lines)) or "Nothing would be written.")
+        if not lines:
+            asked = self.template is None or bool(self._typed_text.strip())
+            none = self.none if asked else "Nothing would be written."
+            lines.append("… looking at the captions · Esc stops" if self._made_of is None else none)
+        self.query_one("#changes", Static).update(escaped("\n".join(lines)))
         button = self.query_one("#write", Button)
         set_label(button, f"Write {count(len(self.changes), 'caption')} ^S")
         button.disabled = not self.changes
@@ -258,11 +267,14 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
     @on(Planned)
     def _planned(self, event: Planned) -> None:
         event.stop()
+        is_first = self._made_of is None
         self._planning, self._made_of, self.changes = False, event.template, event.changes
         if event.template != self._typed_text:
             self._plan_soon()
             return
         self._show()
+        if is_first:
+            self._focus_first()
         if self._wanted:
             self.action_write()
 

@@ -7,7 +7,7 @@ from typing import Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import Button, Static
 
 from presets.text import escaped
@@ -16,9 +16,10 @@ from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import typed_by
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 
-class Ask(ModalScreen[str]):
+class Ask(Dialog[str]):
     """A question with a few answers. Dismisses with the answer's key, or with "" when it is cancelled."""
 
     BINDINGS = bindings("dialog.cancel", "dialog.previous", "dialog.next", "app.help")
@@ -68,7 +69,7 @@ class _Page(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
 
-class StepHelp(ModalScreen[None]):
+class StepHelp(Dialog[None]):
     """What a step is for, and the wizard's keys."""
 
     BINDINGS = bindings("page.close")

@@ -1,6 +1,5 @@
 """What the steps with clips share: leaving a clip out, writing captions, taking them back, reading a folder again."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +37,6 @@ class MendingPane(StepPane):
         """`lists` are the wizard's: thousands of clips are listed once, not each time that a step is entered."""
         super().__init__(state)
         self.lists = lists
-        self._planning = False  # captions are being made, to be shown before they are written
 
     def current(self) -> ClipEntry | None:
         """The clip under the cursor of the step's table."""
@@ -100,7 +98,7 @@ class MendingPane(StepPane):
             none="Every clip has a caption of its own.",
         )
 
-    @work(exclusive=True, group="many")  # a second key asks anew, as long as none has been answered
+    @work
     async def _many(
         self,
         title: str,
@@ -124,16 +122,8 @@ class MendingPane(StepPane):
                 for change in of_folder(template, _training(listed), listed.found, panel)
             ]
 
-        self._planning = True
-        try:
-            changes = await asyncio.to_thread(plan, template or "")  # there may be thousands
-        finally:
-            self._planning = False
-        if not changes:
-            self.notify(none)
-            return
         changes = await self.app.push_screen_wait(
-            CaptionsDialog(title, words, changes, plan=plan, write=self.state.captions.writing, template=template)
+            CaptionsDialog(title, words, plan=plan, none=none, write=self.state.captions.writing, template=template)
         )
         if changes:
             self._took(changes)
@@ -182,9 +172,6 @@ class MendingPane(StepPane):
             self.post_message(ReadAgain(folder))
 
     def action_stop_looking(self) -> None:
-        if self._planning:
-            self.workers.cancel_group(self, "many")
-            return
         for folder, look in list(self.state.looks.items()):
             look.end()
             if folder not in self.state.scans:
@@ -197,7 +184,7 @@ class MendingPane(StepPane):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop_looking":
-            return self.reading or self._planning
+            return self.reading
         if action == "leave_out":
             return self.current() is not None
         if action in ("add_trigger", "fill_captions"):

@@ -10,7 +10,6 @@ from rich.text import Text
 from textual import on, work
 from textual.app import App, ComposeResult
 from textual.containers import Vertical
-from textual.screen import ModalScreen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -23,6 +22,7 @@ from wanlora_tui.output.formatting import home_path, shorten, state_text
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.screens.wizard.pane import Choices
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 LeftOver = tuple[DraftStore, Draft]
 
@@ -108,7 +108,7 @@ def what_became(draft: Draft, submitter: Submitter | None) -> str:
     return "It was being launched when its wizard ended: see whether it is in the list of jobs"
 
 
-class DraftList(ModalScreen[tuple[str, int]]):
+class DraftList(Dialog[tuple[str, int]]):
     """Several drafts, newest first, and a new job. Dismisses with what to do ("" to leave) and which draft it is
     about."""
 

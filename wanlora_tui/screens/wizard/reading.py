@@ -5,6 +5,7 @@ The steps, keys and what is shown of all this are the WizardScreen's, in screen.
 
 import asyncio
 import gc
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,10 @@ from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.recommending import Basis, Recommended
 from wanlora_tui.screens.wizard.mending import ClipsChosen, ReadAgain
 from wanlora_tui.screens.wizard.pane import StepPane
+from wanlora_tui.widgets.key_order import KeysInOrder
 
+IDLE = 2.0  # seconds without a key before garbage is looked for
+NEVER = 1_000_000_000
 REST = 0.4  # seconds without another clip left out before what is recommended follows
 
 
@@ -75,6 +79,7 @@ class ReadingScreen(Screen[JobRecord | str | None]):
         self.state = WizardState(Draft(), Path.cwd())
         self._machine_there = asyncio.Event()
         self._resting: Timer | None = None
+        self._to_freeze = False  # more has come that stays
 
     @property
     def pane(self) -> StepPane | None:
@@ -165,10 +170,32 @@ class ReadingScreen(Screen[JobRecord | str | None]):
             self.show()
             self.spare_collector()
 
+    # The garbage collector would look at all that is there every now and then, whoever makes something new: between a
+    # key and its frame, for 20 ms to a tenth of a second.
+
+    def take_over_collector(self) -> None:
+        """From here on it looks at what has lived for a while only where no key waits."""
+        self._thresholds = gc.get_threshold()
+        gc.set_threshold(*self._thresholds[:2], NEVER)
+        self.set_interval(IDLE, self._collect_between_keys)
+
+    def give_collector_back(self) -> None:
+        gc.set_threshold(*self._thresholds)
+        gc.unfreeze()
+
     def spare_collector(self) -> None:
-        """What is there by now stays as long as this screen does. The garbage collector would look at all of it every
-        now and then, between two keys, for a tenth of a second."""
+        """What is there by now stays as long as this screen does, and so does what is made of it in a moment."""
         gc.freeze()
+        self._to_freeze = True
+
+    def _collect_between_keys(self) -> None:
+        app = self.app
+        if isinstance(app, KeysInOrder) and (app.is_taking or time.monotonic() - app.taken_at < IDLE):
+            return
+        gc.collect()
+        if self._to_freeze:
+            self._to_freeze = False
+            gc.freeze()
 
     @on(ClipsChosen)
     def _clips_chosen(self, event: ClipsChosen) -> None:

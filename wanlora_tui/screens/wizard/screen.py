@@ -1,7 +1,6 @@
 """The wizard: six steps from nothing to a written, checked job file."""
 
 import asyncio
-import gc
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.checking import Checked
 from wanlora_tui.screens.frame.drawing import SparingScreen
-from wanlora_tui.screens.frame.field_search import FieldSearch
+from wanlora_tui.screens.frame.field_search import FieldSearch, made
 from wanlora_tui.screens.frame.help_area import HelpingScreen
 from wanlora_tui.screens.frame.layout import LAYOUT
 from wanlora_tui.screens.frame.reach import bring_in_sight, can_be_seen
@@ -77,7 +76,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         "wizard.findings",
     )
     COMMANDS = Screen.COMMANDS | {FieldSearch}
-    HORIZONTAL_BREAKPOINTS = [(0, "-cramped"), (60, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
+    HORIZONTAL_BREAKPOINTS = [(0, "-cramped"), (60, "-tight"), (78, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's)
     VERTICAL_BREAKPOINTS = [(0, "-tiny"), (9, "-low"), (20, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = LAYOUT
 
@@ -115,12 +114,13 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
+        self.take_over_collector()
         self._read_machine()
         self._begin()
         self.set_interval(PROGRESS, self._show_progress)
 
     def on_unmount(self) -> None:
-        gc.unfreeze()
+        self.give_collector_back()
         self.end_looks()
 
     @property
@@ -216,7 +216,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
 
     async def _go_to(self, name: str, field: str) -> None:
         name = self.state.furthest(name)
-        self.state.draft.step = name
+        moved, self.state.draft.step = name != self.step, name
         self.state.drop_blank_merges()
         if name == "review" and self.state.is_behind:  # what is launched follows the last clip that was left out
             self.state.refresh()
@@ -228,13 +228,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             pane.bring_up_to_date()
         if self._box.came_back:  # the step stands there in one frame; title, help and focus follow in the next
             self.draw()
-        place = position(name)
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
-        self.query_one("#back", Button).disabled = place == 0
+        self.query_one("#back", Button).disabled = name == NAMES[0]
         set_label(self.query_one("#next", Button), "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶")
         self.list_steps()
-        rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()
-        row = next(iter(rows), None)
+        row = next(iter(self.query(f"#{field_id(field)}").results(FieldInput)), None) if field else None
         if row is not None:
             for around in row.ancestors:
                 if isinstance(around, PromptRow):
@@ -244,6 +242,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             pane.focus_first()
         self.reckon_soon()
         self.show_help(None, self.step)
+        if moved:  # also by the undo of the folder that a later step needs
+            self.keep()
 
     def _new_pane(self, name: str, field: str) -> StepPane:
         if name == "settings":
@@ -251,8 +251,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         return CLIP_PANES[name](self.state, self.lists) if name in CLIP_PANES else PANES[name](self.state)
 
     async def go_to_field(self, field: str) -> None:
-        """Show a field, and put the focus there."""
-        await self.go_to(step_of_field(field), field=field)
+        """Show a field, and put the focus there; while there is no such field, where one makes it, and say how."""
+        step = step_of_field(field)
+        await self.go_to(step, field=field)
+        if missing := f"{field}: {self.state.blocked(self.step)}" if self.step != step else made(field):
+            self.say(missing)
 
     def in_place(self, paths: list[str]) -> bool:
         return isinstance(self.pane, MendingPane) and all(path.endswith("].exclude") for path in paths)
@@ -332,7 +335,6 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             self.launch(self.pane)
         elif self.pane is not None:
             await self.go_to(NAMES[position(self.step) + 1])
-            self.keep()
 
     async def action_step_action(self, name: str) -> None:
         """Run an action of the step in view: keys, the footer and the palette all come through here."""

@@ -28,7 +28,7 @@ from presets.job.schema import Job, MergePanel
 from presets.machine.machine import Machine
 from presets.text import human
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.chosen_loras import merge_field
+from wanlora_tui.draft.chosen_loras import merge_field, merge_fields
 from wanlora_tui.draft.job_draft import PANELS, WizardState
 from wanlora_tui.output.formatting import count, expert_text, home_path, value_text
 from wanlora_tui.output.typed_paths import absolute
@@ -96,6 +96,11 @@ class SettingsPane(StepPane):
     SettingsPane .heading { text-style: bold; height: auto; margin-top: 1; }
     SettingsPane #form .field-label { width: 24; }
     SettingsPane #form Static.fact { height: auto; }
+    /* what has no room beside its control goes on in a second line */
+    SettingsPane #form FieldInput > Horizontal { height: auto; }
+    SettingsPane #form .field-note { max-width: 20; height: auto; text-wrap: wrap; }
+    SettingsPane.-roomy #form FieldInput > Horizontal { height: 1; }
+    SettingsPane.-roomy #form .field-note { max-width: 32; height: 1; text-wrap: nowrap; }
     SettingsPane.-roomy .field-note.-usual { min-width: 24; }
     SettingsPane.-roomy #form .field-label { width: 27; }
     """
@@ -128,9 +133,14 @@ class SettingsPane(StepPane):
         await self._show_panel()
 
     def focus_first(self) -> None:
-        wanted = [row for row in self.query(FieldInput) if row.path == self.wanted]
-        if wanted:
-            wanted[0].control.focus()
+        """The field that led here; where its table is made, when there is none; else the list of panels."""
+        rows = {row.path: row.control for row in self.rows()}
+        if self.wanted in rows:
+            rows[self.wanted].focus()
+        elif self.wanted.startswith("model.merge"):
+            rows[merge_fields(len(self.state.draft.merges))[-1]].focus()
+        elif self.wanted.startswith("target.layers"):
+            self.query_one("#add-layers").focus()
         else:
             self.query_one("#panels").focus()
 

@@ -13,7 +13,7 @@ from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.markup import escape
-from textual.screen import ModalScreen, Screen
+from textual.screen import Screen
 from textual.widgets import Static
 
 from daemon.errors import RequestRefused
@@ -28,9 +28,10 @@ from wanlora_tui.screens.wizard.dialogs import Ask, close_over
 from wanlora_tui.screens.wizard.reading import ReadingScreen
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.redraw_throttle import Dialog
 
 
-class SubmittingScreen(ModalScreen[bool]):
+class SubmittingScreen(Dialog[bool]):
     """Keeps the job as it is until the answer is there. Dismisses with True when its user stops waiting."""
 
     BINDINGS = bindings("launch.cancel", "app.help")

@@ -1,11 +1,15 @@
 """Answers of threads in another order than they usually come."""
 
+import gc
+import time
+import weakref
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.interface.wizard_pilot import at_step, make_base, make_clips, scanned, screen_of, until, wizard
 from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.review import ReviewPane
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -31,3 +35,25 @@ async def test_a_reckoning_behind_the_review_takes_none_of_its_findings_away(tmp
         await until(pilot, lambda: screen.forecast is not None and not screen._reckoning, "the reckoning")
         assert pane.revision == checks, "the review has not looked again"
         assert screen.findings == pane.rules_found
+
+
+async def test_garbage_is_looked_for_where_no_key_waits(tmp_path: Path) -> None:
+    class Ring:
+        def __init__(self) -> None:
+            self.own = self
+
+    def ring() -> weakref.ref[Ring]:
+        return weakref.ref(Ring())
+
+    before = gc.get_threshold()
+    async with wizard(tmp_path / "draft.json") as pilot:
+        screen, app = screen_of(pilot), pilot.app
+        assert gc.get_threshold() == (*before[:2], reading.NEVER), "no long look by chance"
+        kept = ring()
+        app.taken_at = time.monotonic()
+        screen._collect_between_keys()
+        assert kept() is not None, "a key has just come, and more may"
+        app.taken_at -= reading.IDLE
+        screen._collect_between_keys()
+        assert kept() is None
+    assert gc.get_threshold() == before

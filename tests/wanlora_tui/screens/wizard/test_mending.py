@@ -1,10 +1,12 @@
 """Clips mended where they are seen: left out, captioned, many at once, taken back; looks that are stopped."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import App
 from textual.widgets import Button, Input, TextArea
 
@@ -24,6 +26,7 @@ from tests.helpers.interface.wizard_pilot import (
 )
 from tests.helpers.videos import write_clip
 from wanlora_tui.draft.caption_history import CaptionChange
+from wanlora_tui.draft.clip_captions import with_trigger
 from wanlora_tui.screens.wizard import clip_dialogs, mending
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog
 from wanlora_tui.widgets.clip_frames import ClipFrames
@@ -157,7 +160,7 @@ async def test_what_cannot_be_written_is_said_and_what_was_typed_stays(tmp_path)
         await until(pilot, lambda: pilot.app.screen is not dialog, "the step")
 
 
-async def test_trigger_is_added_to_all_that_lack_it_after_a_look(tmp_path):
+async def test_trigger_is_added_to_all_that_lack_it_after_a_look(tmp_path, monkeypatch):
     folder = make_clips(tmp_path / "clips", 4)
     (folder / "clip_01.txt").write_text("[trigger] has it")
     (folder / "clip_02.txt").write_text("Frung has it")
@@ -182,30 +185,55 @@ async def test_trigger_is_added_to_all_that_lack_it_after_a_look(tmp_path):
         await pilot.press("z")
         await pilot.pause()
         assert {p.name: p.read_bytes() for p in folder.glob("*.txt")} == before
+        monkeypatch.setattr(mending, "with_trigger", lambda *args: time.sleep(0.3) or with_trigger(*args))
+        pilot.app.post_message(events.Key("t", "t"))  # an answer that was typed ahead waits for what it is to
+        pilot.app.post_message(events.Key("enter", "\r"))
+        await until(pilot, lambda: "[trigger]" in (folder / "clip_00.txt").read_text(), "what was typed ahead")
 
 
-async def test_esc_ends_what_is_planned_and_opens_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("key", "maker"), [("i", "filled"), ("t", "with_trigger")])
+async def test_what_is_planned_is_said_at_once_and_esc_ends_it(tmp_path, monkeypatch, key, maker):
     """Neither the question whether to leave, nor the captions once they are there."""
-    go, begun = threading.Event(), threading.Event()
+    go, begun, real = threading.Event(), threading.Event(), getattr(mending, maker)
 
     def held(*args: Any) -> list[CaptionChange]:
         begun.set()
         go.wait()
         return real(*args)
 
-    real = mending.filled
-    monkeypatch.setattr(mending, "filled", held)
+    monkeypatch.setattr(mending, maker, held)
     async with wizard(tmp_path / "draft.json") as pilot:
-        await at_captions(pilot, make_clips(tmp_path / "bare", captions=False))
+        await at_captions(pilot, make_clips(tmp_path / "clips", captions=key == "t"))
         screen = screen_of(pilot)
-        await pilot.press("i")
-        await until(pilot, begun.is_set, "the plan")
-        await pilot.press("escape")
-        go.set()
-        await until(pilot, lambda: not any(w.group == "many" for w in screen.pane.workers), "its end")
+        try:
+            await pilot.press(key)
+            dialog = await on_top(pilot, CaptionsDialog)
+            await until(pilot, begun.is_set, "the plan")
+            assert "… looking at the captions · Esc stops" in screen_text(pilot.app)
+            assert dialog.query_one("#write", Button).disabled
+            await pilot.press("escape")
+            await until(pilot, lambda: pilot.app.screen is screen, "its end")
+        finally:
+            go.set()
+        await pilot.pause()
         assert pilot.app.screen is screen
+        await pilot.press(key)
+        dialog = await on_top(pilot, CaptionsDialog)
+        await until(pilot, lambda: "Write 3 captions" in screen_text(pilot.app), "what would be written")
+        assert dialog.focused is dialog.query_one("#template" if key == "i" else "#write")
+
+
+async def test_that_nothing_is_to_be_written_is_said_in_the_dialog(tmp_path):
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_captions(pilot, make_clips(tmp_path / "clips", 2))
         await pilot.press("i")
-        await on_top(pilot, CaptionsDialog)
+        dialog = await on_top(pilot, CaptionsDialog)
+        await until(pilot, lambda: "Every clip has a caption of its own." in screen_text(pilot.app), "that none")
+        dialog.query_one(Input).value = ""
+        await until(pilot, lambda: "Nothing would be written." in screen_text(pilot.app), "that no text is none")
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.screen is not dialog, "the step")
+        assert not pilot.app._notifications
 
 
 async def test_empty_captions_are_filled_from_a_template(tmp_path):
@@ -280,7 +308,7 @@ async def test_why_many_captions_are_not_written_is_in_view_with_the_buttons(siz
     app = App[None]()
     async with app.run_test(size=size) as pilot:
         words = "These captions name neither the trigger word nor [trigger]. They would begin with it:"
-        dialog = CaptionsDialog("Add the trigger word", words, changes, plan=lambda _: changes, write=write)
+        dialog = CaptionsDialog("Add the trigger word", words, plan=lambda _: changes, none="", write=write)
         await app.push_screen(dialog)
         await pilot.press("ctrl+s")
         await until(pilot, lambda: "Check who may write" in screen_text(app), "why not")

@@ -25,6 +25,7 @@ from tests.helpers.interface.wizard_pilot import (
 )
 from tests.helpers.terminal import Terminal
 from tests.helpers.waiting import until as until_outside
+from tests.wanlora_tui.screens.wizard.test_mending import at_clips
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed
 from wanlora_tui.draft.draft_store import DraftStore
 from wanlora_tui.screens.wizard import reading
@@ -225,3 +226,19 @@ async def test_a_job_with_two_previews_is_launched_by_nine_keys_and_a_path(
         await until(pilot, lambda: pilot.app.result != "not dismissed", "the end of the wizard")
     assert len(pressed) == 9
     assert len(load_job(Path(pilot.app.result)).sample.prompts) == 2
+
+
+async def test_the_step_that_an_undo_leads_to_is_kept(tmp_path):
+    draft = tmp_path / "draft.json"
+    async with wizard(draft) as pilot:
+        await at_clips(pilot, make_clips(tmp_path / "clips", 1))
+        await pilot.press("ctrl+g")
+        await at_step(pilot, "captions")
+        assert DraftStore(draft).load().step == "captions"
+        await pilot.press("ctrl+underscore")  # the folder goes, without which there are no captions
+        await at_step(pilot, "clips")
+        await until(pilot, lambda: DraftStore(draft).load().step == "clips", "the step, kept")
+        await screen_of(pilot).go_to("kind")
+        assert DraftStore(draft).load().step == "kind"
+    async with wizard(draft) as pilot:
+        assert "left at step 1 of 6" in " ".join(screen_text(pilot.app).split())

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from textual import events
 from textual.widgets import Button, Input
-from textual.widgets._toast import Toast
 
 from presets.job.fields import FIELDS
 from presets.job.schema import PromptPanel
@@ -676,31 +675,6 @@ async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Pat
             ),
             "the prompt",
         )
-
-
-async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
-    for size in ((80, 24), (100, 40)):
-        async with wizard(
-            a_draft(work, "review", values={"model.path": str(work / "base"), "datasets[0].num_frames": 40}), size=size
-        ) as pilot:
-            await resumed(pilot, "review")
-            await reviewed(pilot)
-            await pilot.press("f8")
-            await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
-            for step in ("review", "prompts", "settings"):
-                await at_step(pilot, step)
-                screen = screen_of(pilot)
-                pilot.app.clear_notifications()
-                screen.notify("many words here " * 20, timeout=PATIENCE)
-                await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
-                toasts = [t.region for t in screen.query(Toast)]
-                assert toasts and all(screen.region.contains_region(t) for t in toasts)
-                for id in ("#help-area", "#nav", "Footer"):
-                    assert not any(t.overlaps(screen.query_one(id).region) for t in toasts), (
-                        id,
-                        screen_text(pilot.app),
-                    )
-                await pilot.press("f7")
 
 
 async def test_starting_afresh_forgets_the_draft_at_the_first_choice(work: Path) -> None:

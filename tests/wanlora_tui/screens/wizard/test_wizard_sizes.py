@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from textual.errors import NoWidget
 from textual.widget import Widget
-from textual.widgets import Button, Input, Select
+from textual.widgets import Button, Input, Select, Static
 
 from tests.helpers.interface.wizard_pilot import (
     at_step,
@@ -178,3 +178,24 @@ async def test_it_reads_without_colour(work: Path, monkeypatch: pytest.MonkeyPat
         await reviewed(pilot)
         text = screen_text(pilot.app)
         assert "✗ ERRORS" in text and "✗ datasets[0].num_frames" in text and "fix (f):" in text
+
+
+@pytest.mark.parametrize("size", [(80, 24), (77, 24), (60, 15), (40, 10)])
+async def test_the_notes_of_settings_are_read_whole(work: Path, size: tuple[int, int]) -> None:
+    values = {"model.path": str(work / "base"), "training.lr": 0.000123}
+    async with wizard(a_draft(work, "settings", values=values), size=size) as pilot:
+        await resumed(pilot, "settings")
+        screen = screen_of(pilot)
+        for panel in ("quantization", "model", "training", "target", "multistage"):
+            await screen.go_to("settings", field=f"{panel}.none")
+            rows = list(screen.query(FieldInput))
+            for row in rows:
+                row.set_meaning("float8, 26 blocks resident")
+            await pilot.pause()
+            form = screen.query_one("#form")
+            for row in rows:
+                note, label = row.query_one(".field-note", Static), row.query_one(".field-label")
+                drawn = " ".join(" ".join(line.text for line in note.render_lines(note.outer_size.region)).split())
+                assert drawn == str(note.content), f"{row.path}: its note is cut"
+                assert note.region.right <= form.scrollable_content_region.right, f"{row.path}: its note leaves it"
+                assert label.region.width >= 24 and row.control.region.width >= 10, row.path
