@@ -111,7 +111,7 @@ def test_held_out_losses_have_a_series_for_each_expert_and_the_best_is_marked():
     high, low = [s for s in run.series if s.panel == HELD_OUT]
     assert (high.name, high.steps, high.values) == ("high_noise", [0, 10, 20], pytest.approx([0.6, 0.4, 0.5]))
     assert (low.name, low.values) == ("low_noise", pytest.approx([0.2, 0.15, 0.2])) and not low.noisy
-    assert [(m.step, m.text.split(":")[0]) for m in run.marks if m.kind == "best"] == [(10, "best held-out loss")]
+    assert [(m.step, m.text) for m in run.marks if m.kind == "best"] == [(10, "best held-out loss")]
     assert not [s for s in plotted(RunView()).series if s.panel == HELD_OUT]
 
 
