@@ -172,6 +172,17 @@ async def test_another_run_is_drawn_by_its_folder_and_taken_away_again(view: Run
         await until(pilot, lambda: "noisy_v2" not in lines(app)[0], "one run")
 
 
+async def test_a_wrong_folder_is_said_where_it_was_typed_and_mended_there(view: RunView, folder: Path):
+    app = PlotApp(view)
+    async with app.run_test(size=(100, 20)) as pilot:
+        app.plot.add_run()
+        await until(pilot, lambda: "run folder" in "\n".join(lines(app)), "the question")
+        shown = await press(pilot, *str(folder / "noisy_v"), "enter")
+        assert "No run lies there" in "\n".join(shown) and "noisy_v" in "\n".join(shown)
+        await press(pilot, "2", "enter")
+        await until(pilot, lambda: "■□ noisy_v2" in lines(app)[0], "the other run")
+
+
 async def test_a_folder_without_a_run_is_said(view: RunView, tmp_path: Path):
     with pytest.raises(UserError, match="no run can be read"):
         read_folder(tmp_path)
