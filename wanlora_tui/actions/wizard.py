@@ -281,11 +281,16 @@ register(
         id="list.bottom", keys="G", action="last", label="Bottom", help="Go to the last line of a list.", show=False
     ),
     Action(
-        id="table.top", keys="g", action="scroll_top", label="Top", help="Go to the first row of a table.", show=False
+        id="table.top",
+        keys="g,home",
+        action="scroll_top",
+        label="Top",
+        help="Go to the first row of a table.",
+        show=False,
     ),
     Action(
         id="table.bottom",
-        keys="G",
+        keys="G,end",
         action="scroll_bottom",
         label="Bottom",
         help="Go to the last row of a table.",
