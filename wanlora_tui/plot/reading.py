@@ -30,19 +30,25 @@ def read(figure: Figure, step: float) -> list[Piece]:
     mark."""
     own: list[Piece] = []
     others: list[Piece] = []
+    held_out: tuple[list[str], list[str]] = [], []  # of the run itself, and of the others
     when, near = 0.0, max(1.0, figure.window.width / max(1, figure.columns))
     for curve in figure.curves:
         s = curve.series
         if s.panel == LR or not s.steps[0] - near <= step <= s.steps[-1] + near:  # a run has no value beyond its ends
             continue
         at = s.nearest(step)
-        name = "" if s.panel == LOSS else f"{s.panel} "
         mean = f"~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
         values = [value_text(s.values[at]), mean] if curve.run == 0 or not mean else [mean]
-        piece = f"{name}{curve.sign} {' '.join(values).rstrip()}", LINE + curve.number
-        (others if curve.run else own).append(piece)
+        text = f"{curve.sign} {' '.join(values).rstrip()}"
+        if s.panel == LOSS:
+            (others if curve.run else own).append((text, LINE + curve.number))
+        else:
+            held_out[curve.run > 0].append(text)
         if curve.run == 0 and s.times:
             when = max(when, s.times[at])
+    for pieces, texts in zip((own, others), held_out, strict=True):
+        if texts:  # in one piece, their name once: in 80 columns there is room for both experts'
+            pieces.append((f"held-out {' '.join(texts)}", LABEL))
     marks: dict[str, list[Mark]] = {}  # of each kind the nearest first
     for mark in sorted(
         figure.marks.get(figure.column_of(step), []), key=lambda m: (RANK[m.kind], abs(m.step - round(step)))
