@@ -5,14 +5,14 @@ from wanlora_tui.actions import Action, register
 register(
     Action(
         id="wizard.from_clips",
-        keys="ctrl+f,f3",
+        keys="ctrl+f,f3,c",
         action="screen.step_action('from_clips')",
         label="Clips",
         help="Add previews that start from first frames of clips, with their captions: two, then one more each time.",
     ),
     Action(
         id="wizard.hold_out",
-        keys="ctrl+backslash,f2",
+        keys="ctrl+backslash,f2,h",
         action="screen.step_action('hold_out')",
         label="Hold out",
         help="Leave the clip that a preview starts from out of training, or take it in again.",
@@ -138,28 +138,28 @@ register(
     ),
     Action(
         id="wizard.browse",
-        keys="ctrl+o,f4",
+        keys="ctrl+o,f4,o",
         action="screen.step_action('browse')",
         label="Browse",
         help="Pick a folder or a file from a tree.",
     ),
     Action(
         id="wizard.recommended",
-        keys="ctrl+r,f6",
+        keys="ctrl+r,f6,equals_sign",
         action="screen.step_action('recommended')",
         label="Recommended",
         help="Set the field back to its recommended value.",
     ),
     Action(
         id="wizard.remove",
-        keys="ctrl+x,f9",
+        keys="ctrl+x,f9,minus",
         action="screen.step_action('remove')",
         label="Remove",
         help="Remove the folder, the prompt or the table of layers that has the focus.",
     ),
     Action(
         id="wizard.add",
-        keys="ctrl+l,f5",
+        keys="ctrl+l,f5,plus",
         action="screen.step_action('add')",
         label="Add",
         help="Add a folder of clips, a sample prompt, or a rank and rate for some layers.",
@@ -281,11 +281,16 @@ register(
         id="list.bottom", keys="G", action="last", label="Bottom", help="Go to the last line of a list.", show=False
     ),
     Action(
-        id="table.top", keys="g", action="scroll_top", label="Top", help="Go to the first row of a table.", show=False
+        id="table.top",
+        keys="g,home",
+        action="scroll_top",
+        label="Top",
+        help="Go to the first row of a table.",
+        show=False,
     ),
     Action(
         id="table.bottom",
-        keys="G",
+        keys="G,end",
         action="scroll_bottom",
         label="Bottom",
         help="Go to the last row of a table.",

@@ -31,7 +31,7 @@ from wanlora_tui.commands.doctor_machine import (
     wsl,
 )
 from wanlora_tui.output.far_words import advised
-from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
+from wanlora_tui.terminal.streams import can_draw, has_all_colours, is_colourless, is_dumb, terminal_width
 
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
 
@@ -173,9 +173,9 @@ def _terminal() -> Line:
 
 
 def _colour() -> Line:
-    if os.environ.get("NO_COLOR"):
+    if is_colourless():
         return Line("ok", "Colour", "off (NO_COLOR); every state also has a word")
-    if os.environ.get("COLORTERM", "") in ("truecolor", "24bit"):
+    if has_all_colours():
         return Line("ok", "Colour", "16 million colours")
     return Line(
         "ok",
@@ -193,4 +193,9 @@ def _pictures() -> Line:
     with Conversation(sys.stdin.fileno(), sys.stdout.fileno()) as terminal:
         terminal.ask()
         terminal.listen()
-        return Line("ok", "Pictures", f"previews are drawn with {terminal.pictures}")
+        drawn = f"with {terminal.pictures}"
+        if terminal.pictures == "half cells" and is_colourless():
+            drawn = "in letters, from dark to bright: colour is off (NO_COLOR)"
+        elif terminal.pictures == "half cells" and terminal.has_kitty:
+            drawn += ": Kitty graphics need 24-bit colour, which the terminal does not name"
+        return Line("ok", "Pictures", f"previews are drawn {drawn}")

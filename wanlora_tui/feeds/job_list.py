@@ -16,6 +16,7 @@ from daemon.wire.protocol import (
     Feed,
     JobChanged,
     JobRecord,
+    JobState,
     RunBeat,
     RunEvent,
     Welcome,
@@ -23,6 +24,8 @@ from daemon.wire.protocol import (
 from presets.runs.run_view import RunView, apply_event
 
 ORDERS = ("queue", "newest", "name", "state")  # that the list can have
+# what goes on, what comes, what went wrong, what is well
+STATES: tuple[JobState, ...] = ("running", "stopping", "starting", "queued", "failed", "stopped", "cancelled", "done")
 
 
 def matches(record: JobRecord, words: str) -> bool:
@@ -107,9 +110,9 @@ class JobList:
             case "newest":
                 records.sort(key=lambda r: -r.id)
             case "name":
-                records.sort(key=lambda r: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", r.name.lower())])
+                records.sort(key=lambda r: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", r.name.lower())])
             case "state":  # within one the order stays
-                records.sort(key=lambda r: r.state)
+                records.sort(key=lambda r: STATES.index(r.state))
         return [r for r in records if matches(r, words)]
 
     async def follow(self, client: Client, changed: Callable[[], None]) -> None:

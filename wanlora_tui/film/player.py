@@ -156,7 +156,11 @@ class Player:
     def _change(self, change: Callable[[], None]) -> None:
         moved = self.playhead.moved
         change()
-        self.aim() if self.playhead.moved != moved else self.draw()
+        if self.playhead.moved == moved:
+            self.draw()
+        else:
+            self.aim()
+            self._owner.screen.refresh_bindings()  # there is something to go back from, or no more
 
     # --- the clock ---------------------------------------------------------------------------------------------
 

@@ -131,6 +131,7 @@ class Poster(Plays, Vertical, can_focus=True):
         """Go to one; the newest is followed on."""
         self._chosen = None if self._shots is None or at == self._shots.newest else at
         self._show()
+        self.screen.refresh_bindings()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "stop":
@@ -140,9 +141,8 @@ class Poster(Plays, Vertical, can_focus=True):
         return self.at is not None
 
     def action_stop(self) -> None:
-        self._chosen = None
         self.player.stop()
-        self._show()
+        self.look_at(None)
 
     def action_shot(self, by: int) -> None:
         if self.at is not None and self._shots is not None:

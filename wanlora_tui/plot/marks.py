@@ -32,6 +32,7 @@ class Mark(NamedTuple):
     step: int
     kind: str
     text: str
+    why: str = ""  # may be long
 
 
 class Best(NamedTuple):
@@ -63,7 +64,7 @@ def marks_of(view: RunView, series: "list[Series]", best: Best | None = None) ->
     if (ranking := view.ranking) is not None:
         step, reason = best or (ranking.best, ranking.reason)
         what = "best checkpoint" if step != ranking.best else "best held-out loss"
-        found.append(Mark(step, "best", f"{what}{f': {reason}' if reason else ''}"))
+        found.append(Mark(step, "best", what, reason))
     for finding in view.findings:
         if finding.get("code") == "non-finite" and isinstance(skipped := finding.get("step"), int):
             found.append(Mark(skipped, "not finite", f"step {skipped} not finite, skipped"))

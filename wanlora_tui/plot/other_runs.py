@@ -9,6 +9,7 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -55,7 +56,7 @@ async def follow(client: Client, record: JobRecord, changed: Callable[[RunView],
 
 def read_folder(folder: Path) -> RunView:
     """The view of the run in a folder of this machine. Raises UserError."""
-    file = folder if folder.name == EVENTS_FILE else folder / EVENTS_FILE
+    file = _events_file(folder)
     view = RunView()
     try:
         with open_regular(file) as lines:
@@ -67,6 +68,10 @@ def read_folder(folder: Path) -> RunView:
     if not any(view.losses.values()):
         raise UserError("this run has no step yet", where=str(file), fix="Name the folder of a run that trained")
     return view
+
+
+def _events_file(folder: Path) -> Path:
+    return folder if folder.name == EVENTS_FILE else folder / EVENTS_FILE
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[Event | QuickLine]:
@@ -124,8 +129,15 @@ class OtherRuns(Dialog[JobRecord | Path | None]):
 
     @on(Input.Submitted)
     def _typed(self, event: Input.Submitted) -> None:
-        if event.value.strip():
-            self.dismiss(absolute(event.value, Path.cwd()))
+        if not event.value.strip():
+            return
+        folder = absolute(event.value, Path.cwd())
+        if _events_file(folder).is_file() or key_of(folder) in self._shown:
+            self.dismiss(folder)
+        else:  # a slip is mended where it was made
+            label = self.query_one("#other-runs-label", Static)
+            label.update(Content(f"No run lies there, for it has no {EVENTS_FILE}: name the folder of a run"))
+            label.add_class("-wrong")
 
     def action_cancel(self) -> None:
         self.dismiss(None)

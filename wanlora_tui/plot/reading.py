@@ -10,7 +10,7 @@ from presets.text import escaped
 from wanlora_tui.output.formatting import rate
 from wanlora_tui.plot.curves import LABEL, LINE, MARK, STRONG
 from wanlora_tui.plot.figure import Figure
-from wanlora_tui.plot.marks import SIGNS
+from wanlora_tui.plot.marks import RANK, SIGNS, Mark
 from wanlora_tui.plot.series import LOSS, LR
 
 Piece = tuple[str, int]  # a text and its ink
@@ -25,29 +25,45 @@ def value_text(value: float) -> str:
 
 
 def read(figure: Figure, step: float) -> list[Piece]:
-    """The step, the run's values and their means there; what is drawn of the runs that it is compared with, their means
-    alone; then the marks in that column, rate and time."""
+    """The step and the marks in that column, which no value may push off the line; the run's values and their means
+    there; what is drawn of the runs that it is compared with, their means alone; rate and time; what explains a
+    mark."""
     own: list[Piece] = []
     others: list[Piece] = []
+    held_out: tuple[list[str], list[str]] = [], []  # of the run itself, and of the others
     when, near = 0.0, max(1.0, figure.window.width / max(1, figure.columns))
     for curve in figure.curves:
         s = curve.series
         if s.panel == LR or not s.steps[0] - near <= step <= s.steps[-1] + near:  # a run has no value beyond its ends
             continue
         at = s.nearest(step)
-        name = "" if s.panel == LOSS else f"{s.panel} "
         mean = f"~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
         values = [value_text(s.values[at]), mean] if curve.run == 0 or not mean else [mean]
-        piece = f"{name}{curve.sign} {' '.join(values).rstrip()}", LINE + curve.number
-        (others if curve.run else own).append(piece)
+        text = f"{curve.sign} {' '.join(values).rstrip()}"
+        if s.panel == LOSS:
+            (others if curve.run else own).append((text, LINE + curve.number))
+        else:
+            held_out[curve.run > 0].append(text)
         if curve.run == 0 and s.times:
             when = max(when, s.times[at])
-    marks = [(f"{SIGNS[m.kind]} {m.text}", MARK) for m in figure.marks.get(figure.column_of(step), [])]
+    for pieces, texts in zip((own, others), held_out, strict=True):
+        if texts:  # in one piece, their name once: in 80 columns there is room for both experts'
+            pieces.append((f"held-out {' '.join(texts)}", LABEL))
+    marks: dict[str, list[Mark]] = {}  # of each kind the nearest first
+    for mark in sorted(
+        figure.marks.get(figure.column_of(step), []), key=lambda m: (RANK[m.kind], abs(m.step - round(step)))
+    ):
+        marks.setdefault(mark.kind, []).append(mark)
+    named = [
+        (f"{SIGNS[kind]} {found[0].text}{f' and {len(found) - 1} more' if found[1:] else ''}", MARK)
+        for kind, found in marks.items()
+    ]
     rates = {rate(s.values[max(0, s.between(s.steps[0], step)[1] - 1)]): None for s in figure.rates}
     more = [(f"lr {' '.join(rates)}", LABEL)] if rates else []
     if when:
         more.append((time.strftime("%d %b %H:%M", time.localtime(when)), LABEL))
-    return [(f"step {round(step)}", STRONG), *own, *others, *marks, *more]
+    why = [(f"{SIGNS[kind]} {found[0].why}", LABEL) for kind, found in marks.items() if found[0].why]
+    return [(f"step {round(step)}", STRONG), *named, *own, *others, *more, *why]
 
 
 def in_lines(pieces: Sequence[Piece], columns: int, rows: int) -> list[list[Piece]]:

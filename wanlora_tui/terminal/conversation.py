@@ -19,6 +19,7 @@ from types import FrameType, TracebackType
 from typing import Any, Literal
 
 from wanlora_tui.terminal.answers import TerminalInput
+from wanlora_tui.terminal.streams import has_all_colours
 
 Pictures = Literal["Sixel", "Kitty graphics", "half cells"]
 Handler = Callable[[int, FrameType | None], Any] | int | None  # as the signal module has it
@@ -178,11 +179,16 @@ class Conversation:
         """The best way to draw pictures that the terminal has surely; half cells on any doubt.
 
         Sixel first: of the terminals that know both, only Kitty's own graphics are what textual-image draws, and Kitty
-        has no Sixel.
+        has no Sixel. Those are placed by signs whose colour is the picture's number, all 24 bits of it.
         """
         if "4" in _numbers(self.input.answers):
             return "Sixel" if self.cell else "half cells"
-        return "Kitty graphics" if any(map(_KITTY_YES.fullmatch, self.input.answers)) else "half cells"
+        return "Kitty graphics" if self.has_kitty and has_all_colours() else "half cells"
+
+    @property
+    def has_kitty(self) -> bool:
+        """Whether the terminal has said that it has Kitty's graphics."""
+        return any(map(_KITTY_YES.fullmatch, self.input.answers))
 
 
 def _numbers(answers: Iterable[str]) -> set[str]:

@@ -34,6 +34,17 @@ def is_dumb() -> bool:
     return os.environ.get("TERM", "") in ("", "dumb")
 
 
+def is_colourless() -> bool:
+    """Whether the screens are drawn without colour: Textual takes an empty NO_COLOR, too."""
+    return "NO_COLOR" in os.environ
+
+
+def has_all_colours() -> bool:
+    """Whether colours arrive at the terminal as they are drawn: elsewhere they become the nearest of 256 or fewer."""
+    named = os.environ.get("COLORTERM", "").strip().lower()  # all that Rich and Textual go by
+    return not is_colourless() and named in ("truecolor", "24bit")
+
+
 def has_shell() -> bool:
     """Whether a shell would see this command stop and could continue it: the parent of its process group is in the
     same session, but another job."""

@@ -225,6 +225,10 @@ class PathPicker(Dialog[str | None]):
         if event.node.data is not None:
             self.query_one("#picker-path", Input).value = str(event.node.data.path)
 
+    @on(Input.Changed, "#picker-path")
+    def _path_changed(self) -> None:
+        self.query_one("#picker-problem", Static).update("")  # it was of another path
+
     def action_filter(self) -> None:
         box = self.query_one("#picker-filter", Input)
         box.add_class("-open")

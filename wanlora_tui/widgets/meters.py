@@ -115,12 +115,21 @@ class Numbers(Rows):
 
 
 def in_columns(cells: Sequence[Cell], width: int, across: int) -> Content:
-    """Labels and values in so many columns, a blank between two of them; what has no room ends in `…`."""
-    parts = []
-    for n, (label, value) in enumerate(cells):
-        column = -(-width // (across - n))
-        width -= column
-        last = n == across - 1
-        said = Content.assemble((f"{label} ", "dim"), (value, "bold"))
-        parts.append(said.truncate(column - (not last), ellipsis=True, pad=not last))
+    """Labels and values in so many columns, a blank between two of them. A row with fewer leaves the rest to its last
+    one; a longer one begins before its column, or pushes those behind it on. What still has no room ends in `…`."""
+
+    def column(n: int) -> int:
+        return n * (width // across) + min(n, width % across)
+
+    said = [Content.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in cells]
+    starts = [0]
+    for n in range(1, len(said)):
+        latest = width - sum(behind.cell_length + 1 for behind in said[n:]) + 1
+        starts.append(max(starts[-1] + said[n - 1].cell_length + 1, min(column(n), latest)))
+    ends = [start - 1 for start in starts[1:]] + [max(column(len(said)) - 1, starts[-1] + said[-1].cell_length)]
+    parts = [
+        part.truncate(min(end, width) - start, ellipsis=True, pad=n < across - 1)
+        for n, (part, start, end) in enumerate(zip(said, starts, ends, strict=True))
+        if start < width
+    ]
     return Content(" ").join(parts)

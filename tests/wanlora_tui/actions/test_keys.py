@@ -61,7 +61,7 @@ def test_the_search_finds_a_double_meaning():
 
 
 def test_no_screen_has_a_key_twice():
-    for name in ("jobs", "dashboard", "compare", "log"):
+    for name in ("jobs", "dashboard", "compare", "log", "sheet", "picker", "caption"):
         keys = [key for action in all_actions() if group(action) in (name, "app") for key in action.keys.split(",")]
         assert len(keys) == len(set(keys)), name
 
@@ -70,6 +70,18 @@ def test_the_key_that_is_shown_is_none_that_a_browser_or_desktop_takes():
     for action in all_actions():
         first = action.keys.split(",")[0]
         assert not re.fullmatch(r"f\d+", first), f"{action.id} is shown as {first}"
+
+
+def test_every_action_has_a_key_that_no_browser_or_editor_takes_from_its_terminal():
+    """A sign, or one of those that no terminal can do without: ^F is a browser's search, ^L its address, ^R loads
+    its page again. In a text a sign is typed, so the one with Ctrl stays beside it."""
+    plain = {"enter", "escape", "tab", "space", "backspace", "home", "end", "pageup", "pagedown"}
+    plain |= {"up", "down", "left", "right", "ctrl+c", "ctrl+z"}  # ^C and ^Z mean what they do in a shell
+    texts = {"caption.write"}  # the whole dialog is a text, and a button does the same
+    for action in all_actions():
+        keys = action.keys.split(",")
+        alike = [key for key in keys if key in plain or not re.search(r"\+|^f\d+$", key)]
+        assert alike or action.id in texts, f"{action.id} has only {keys}"
 
 
 def test_every_action_says_what_it_does_in_a_sentence():

@@ -12,7 +12,7 @@ from daemon.wire.protocol import Beat, JobChanged, JobRecord, RunBeat, RunEvent
 from presets.runs.run_view import RunView, apply_event
 from tests.helpers.interface.runs import usual
 from tests.wanlora_tui.screens.test_dashboard import settle, shown
-from wanlora_tui.feeds.job_list import JobList
+from wanlora_tui.feeds.job_list import STATES, JobList
 from wanlora_tui.feeds.last_seen import LastSeenFile
 from wanlora_tui.feeds.run_feed import RunFeed
 from wanlora_tui.feeds.status_lights import daemon_light, trainer_light
@@ -150,6 +150,14 @@ async def test_the_dashboard_shows_the_new_run_and_says_so(tmp_path: Path):
             app.screen.post_message(Changed())
             await settle(pilot)
         assert shown(app.screen).count("begun anew") == 1
+
+
+def test_sorted_by_state_what_goes_on_comes_first_and_what_is_well_last():
+    states = ("done", "failed", "queued", "cancelled", "running", "starting", "stopped", "stopping")
+    job_list = JobList()
+    job_list.load([job(i, state) for i, state in enumerate(states, 1)])
+    assert [r.state for r in job_list.arranged("state")] == list(STATES) and set(STATES) == set(states)
+    assert STATES[0] == "running" and STATES[-1] == "done" and STATES.index("queued") < STATES.index("failed")
 
 
 def test_the_queue_is_listed_as_it_was_arranged_and_a_held_job_at_its_place():

@@ -36,7 +36,7 @@ def terminal(request: pytest.FixtureRequest, events: Path) -> Iterator[GraphicsT
         kind,
         size=(140, 44),
         cwd=ROOT,
-        env=environment(COLORTERM="truecolor", **{"TERM": NAMES[kind]} | env),
+        env=environment(**{"COLORTERM": "truecolor", "TERM": NAMES[kind]} | env),
     )
     yield opened
     opened.close()
@@ -82,11 +82,37 @@ def test_what_is_seen_is_the_poster(terminal: GraphicsTerminal, events: Path):
 
 @pytest.mark.parametrize(
     "terminal",
-    [("kitty", {"TERM": "tmux-256color", "TMUX": "/tmp/none,1,0"}), *thorough(("neither", {}))],
+    [
+        ("kitty", {"TERM": "tmux-256color", "TMUX": "/tmp/none,1,0"}),
+        ("kitty", {"COLORTERM": ""}),  # the colour of its placeholders would be another one, and name no picture
+        *thorough(("kitty", {"NO_COLOR": "1"}), ("neither", {})),
+    ],
     indirect=True,
-    ids=["tmux", "neither"],
+    ids=["tmux", "kitty with fewer colours", "kitty without colour", "neither"],
 )
 def test_without_a_way_through_it_is_drawn_in_cells(terminal: GraphicsTerminal):
     terminal.wait("trainer progressing")
-    terminal.wait(lambda text: "▀▀▀▀" in text, "the poster in cells")
+    terminal.wait(lambda text: "▀▀▀▀" in text or "@" in text, "the poster in cells, or in signs without colour")
     assert b"f=100" not in terminal.raw and b"\x1bP" not in terminal.raw and terminal.picture is None
+
+
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({}, "drawn with Kitty graphics"),
+        ({"COLORTERM": ""}, "half cells: Kitty graphics need 24-bit colour, which the terminal does not name"),
+        ({"NO_COLOR": ""}, "drawn in letters, from dark to bright: colour is off (NO_COLOR)"),
+    ],
+)
+def test_doctor_says_how_pictures_are_drawn_and_why(env: dict[str, str], said: str):
+    code = "from wanlora_tui.commands.doctor import _pictures; print(_pictures().text + '|')"
+    terminal = GraphicsTerminal(
+        [sys.executable, "-c", code],
+        "kitty",
+        size=(140, 44),
+        cwd=ROOT,
+        env=environment(**{"COLORTERM": "truecolor", "TERM": "xterm-kitty"} | env),
+    )
+    terminal.wait(f"{said}|")
+    assert terminal.wait_end() == 0
+    terminal.close()

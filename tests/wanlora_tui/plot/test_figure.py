@@ -140,10 +140,23 @@ def test_marks_lie_on_the_axis_and_are_named_under_the_cursor():
     axis = text(figure)[-2]
     assert "▣" in axis and "↓" in axis and "◆" not in axis  # of two in one place the rarer
     said = [t for t, _ in read(figure, 1200)]
-    assert said[0] == "step 1200" and "lr 5e-5" in said and said[3:5] == ["◆ checkpoint", "▣ preview"]
+    assert said[:3] == ["step 1200", "▣ preview", "◆ checkpoint"] and "lr 5e-5" in said and "●" in said[3]
     assert "↓ lr 1 → 2" in [t for t, _ in read(figure, 700)]
     assert [t for t, _ in legend(figure)] == ["◆ checkpoint", "▣ preview", "↓ lr lowered"]
     assert not any("checkpoint" in t for t, _ in read(figure, 300))
+
+
+def test_the_marks_under_the_cursor_come_before_what_may_be_cut_off_each_kind_once():
+    marks = [Mark(step, "checkpoint", "checkpoint") for step in (1198, 1199, 1200, 1201)]
+    marks += [Mark(1199, "not finite", "step 1199 not finite"), Mark(1200, "not finite", "step 1200 not finite")]
+    marks.append(Mark(1200, "best", "best held-out loss", "told apart from step 1100 by 12 of 16 pairs, and so on"))
+    figure = draw([noisy(marks=marks), noisy(2400, 1)], Options(), None, 78, 11)
+    step, *named, own, _, _, _, _, _, why = [t for t, _ in read(figure, 1200)]
+    assert (step, named) == (
+        "step 1200",
+        ["! step 1200 not finite and 1 more", "✓ best held-out loss", "◆ checkpoint and 3 more"],
+    )
+    assert own.startswith("●") and why.startswith("✓ told apart")
 
 
 def test_the_cursor_says_what_is_not_finite():

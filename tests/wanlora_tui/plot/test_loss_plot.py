@@ -164,12 +164,23 @@ async def test_another_run_is_drawn_by_its_folder_and_taken_away_again(view: Run
         assert all(sign in shown for sign in "●○■□")
         await pilot.resize_terminal(80, 20)
         *_, values, more = await press(pilot, "left")
-        assert re.search(r"^step 1800  ● [\d.]+ ~[\d.]+  ○ [\d.]+ ~[\d.]+  ■ ~[\d.]+  □ ~[\d.]+  ", values), values
-        assert "lr 5e-5" in more and "…" not in values + more, more
+        assert re.search(r"^step 1800  ▣ preview  ◆ checkpoint  ● [\d.]+ ~[\d.]+  ○ [\d.]+ ~[\d.]+  ", values), values
+        assert re.search(r"^■ ~[\d.]+  □ ~[\d.]+  lr 5e-5  ", more) and "…" not in values + more, more
         app.plot.add_run()
         await until(pilot, lambda: "✓" in "\n".join(lines(app)), "the question")
         await press(pilot, "enter")
         await until(pilot, lambda: "noisy_v2" not in lines(app)[0], "one run")
+
+
+async def test_a_wrong_folder_is_said_where_it_was_typed_and_mended_there(view: RunView, folder: Path):
+    app = PlotApp(view)
+    async with app.run_test(size=(100, 20)) as pilot:
+        app.plot.add_run()
+        await until(pilot, lambda: "run folder" in "\n".join(lines(app)), "the question")
+        shown = await press(pilot, *str(folder / "noisy_v"), "enter")
+        assert "No run lies there" in "\n".join(shown) and "noisy_v" in "\n".join(shown)
+        await press(pilot, "2", "enter")
+        await until(pilot, lambda: "■□ noisy_v2" in lines(app)[0], "the other run")
 
 
 async def test_a_folder_without_a_run_is_said(view: RunView, tmp_path: Path):
@@ -205,8 +216,8 @@ async def test_the_best_checkpoint_is_the_one_that_the_machine_of_the_run_ranks_
     app = PlotApp(view)
     async with app.run_test(size=(80, 24)) as pilot:
 
-        def best() -> list[tuple[int, str]]:
-            return [(mark.step, mark.text) for mark in app.plot._runs()[0].marks if mark.kind == "best"]
+        def best() -> list[tuple[int, str, str]]:
+            return [(mark.step, mark.text, mark.why) for mark in app.plot._runs()[0].marks if mark.kind == "best"]
 
         assert best()[0][0] == 20
         app.plot._client = Machine()  # type: ignore[assignment]
@@ -214,4 +225,4 @@ async def test_the_best_checkpoint_is_the_one_that_the_machine_of_the_run_ranks_
         (run / "judge.json").write_bytes(msgspec.json.encode(Judged(name="pan", previews=previews)))
         app.plot.rank_anew()
         await until(pilot, lambda: best()[0][0] == 10, "the other mark")
-        assert best()[0][1].startswith("best checkpoint: by its previews")
+        assert best()[0][1] == "best checkpoint" and best()[0][2].startswith("by its previews")

@@ -1,6 +1,7 @@
 """The numbers of the dashboard at three sizes: time, money, machine and disk; toasts beside them; the header after the
 run's last word."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -56,6 +57,17 @@ async def test_time_money_machine_and_disk(size: tuple[int, int], tmp_path: Path
         assert ("disk 50.0 GiB free" in text) and not list(outside(pilot.app.screen))
         if size[0] == 160:
             assert "held back by power limit" in text and "1755/1980 MHz" in text and ", 20.0 GiB to come" in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_the_figures_of_a_long_and_costly_run_are_not_cut(size: tuple[int, int], tmp_path: Path):
+    run = recorded(usual(steps=6_500_000), tmp_path)
+    costly = RecordedApp(run, HalfcellImage, cost=CostSettings(rate=17.99, currency="EUR"))
+    async with costly.run_test(size=size) as pilot:
+        text = await over(pilot)
+        rows = [row.plain for row in pilot.app.screen.query_one(Numbers).rows]
+        assert "120/6500000" in text and "ETA 23d" in text and not [row for row in rows if "…" in row], rows
+        assert re.search(r"cost EUR \d\.\d\d/EUR \d{5}\.\d\d\b", "\n".join(rows)), rows
 
 
 @pytest.mark.parametrize("size", SIZES)

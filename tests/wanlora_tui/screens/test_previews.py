@@ -62,7 +62,9 @@ async def test_the_preview_plays_in_its_place(size: tuple[int, int], tmp_path: P
         assert "step 100, prompt 2 of 2" in screen_text(app) and "dolly in on the well" in screen_text(app)
         assert "space plays" in screen_text(app) and f"/{FRAMES}" not in screen_text(app)
         before = pane.region
+        assert "esc Jobs" in screen_text(app)
         await pilot.press("space")
+        await until(pilot, lambda: "esc Poster" in screen_text(app), "the way back in the footer")
         seen: set[int | None] = set()
         await until(pilot, lambda: seen.add(bar_at(pane)) or len(seen) > 2, "frames")  # type: ignore[func-returns-value]
         assert poster.player.playhead.playing and "►" in screen_text(app)
@@ -82,6 +84,11 @@ async def test_the_preview_plays_in_its_place(size: tuple[int, int], tmp_path: P
         await pilot.press("escape")
         await until(pilot, lambda: bar_at(pane) == FRAMES // 2, "the poster")
         assert "step 100, prompt 2 of 2" in screen_text(app) and isinstance(app.screen, DashboardScreen)
+        await until(pilot, lambda: "esc Jobs" in screen_text(app), "what Esc does now, in the footer")
+        await pilot.press("left")
+        await until(pilot, lambda: "esc Poster" in screen_text(app), "the way back to the newest one")
+        await pilot.press("right")
+        await until(pilot, lambda: "esc Jobs" in screen_text(app), "the newest one")
         await pilot.press("z")
         await until(pilot, lambda: isinstance(app.screen, PictureScreen), "full screen")
         await until(pilot, lambda: [bar_at(p) for p in panes(app)] == [FRAMES // 2], "the picture")

@@ -10,6 +10,8 @@ import termios
 from collections.abc import Iterator
 
 import pytest
+from rich.console import Console
+from textual.app import App
 
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment
@@ -53,8 +55,15 @@ def pixels(theirs: int, rows: int, columns: int, width: int, height: int) -> Non
     ],
 )
 def test_pictures_are_drawn_as_the_terminal_surely_can(
-    tty: tuple[int, int], answers: str, size: tuple[int, int, int, int], cell: tuple[int, int] | None, pictures: str
+    tty: tuple[int, int],
+    answers: str,
+    size: tuple[int, int, int, int],
+    cell: tuple[int, int] | None,
+    pictures: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     ours, theirs = tty
     pixels(theirs, *size)
     with Conversation(theirs, theirs) as terminal:
@@ -63,6 +72,33 @@ def test_pictures_are_drawn_as_the_terminal_surely_can(
         terminal.listen()
         assert (terminal.cell, terminal.pictures, terminal.typed) == (cell, pictures, "typed")
         os.write(ours, PLAIN.encode())  # to the question with which it leaves
+
+
+@pytest.mark.parametrize(
+    ("env", "pictures"),
+    [
+        ({"COLORTERM": "24bit"}, "Kitty graphics"),
+        ({"COLORTERM": " TrueColor"}, "Kitty graphics"),
+        ({"COLORTERM": ""}, "half cells"),
+        ({"COLORTERM": "truecolor", "NO_COLOR": "1"}, "half cells"),
+        ({"COLORTERM": "truecolor", "NO_COLOR": ""}, "half cells"),
+    ],
+)
+def test_kitty_s_pictures_need_all_colours_for_their_numbers(
+    tty: tuple[int, int], env: dict[str, str], pictures: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    ours, theirs = tty
+    with Conversation(theirs, theirs) as terminal:
+        terminal.ask()
+        os.write(ours, (YES + PLAIN).encode())
+        terminal.listen()
+        assert terminal.has_kitty and terminal.pictures == pictures
+        drawn = Console(force_terminal=True)  # Rich decides the same, and Textual about NO_COLOR
+        assert (pictures == "Kitty graphics") == (drawn.color_system == "truecolor" and not App().no_color)
+        os.write(ours, PLAIN.encode())
 
 
 def test_it_echoes_nothing_while_it_lasts_and_gives_the_modes_back(tty: tuple[int, int]):

@@ -11,12 +11,12 @@ from wanlora_tui.widgets.folder_picker import PathPicker, count_text
 
 
 class PickerApp(App[None]):
-    def __init__(self, start: Path) -> None:
+    def __init__(self, start: Path, suffixes: frozenset[str] | None = None) -> None:
         super().__init__()
-        self.start, self.picked = start, "nothing yet"
+        self.start, self.suffixes, self.picked = start, suffixes, "nothing yet"
 
     def on_mount(self) -> None:
-        self.push_screen(PathPicker(self.start, title="A folder of clips"), self._took)
+        self.push_screen(PathPicker(self.start, title="A folder of clips", suffixes=self.suffixes), self._took)
 
     def _took(self, path: str | None) -> None:
         self.picked = path  # type: ignore[assignment]
@@ -74,3 +74,16 @@ def test_counts(tmp_path: Path, monkeypatch: Any) -> None:
     assert count_text(tmp_path / "gone", {".mp4"}, "clip") == ""
     monkeypatch.setattr("wanlora_tui.widgets.folder_picker.MOST_COUNTED", 3)
     assert count_text(tmp_path / "some", {".mp4"}, "clip").endswith("or more")
+
+
+async def test_what_is_wrong_with_one_path_is_not_said_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "job.toml").touch()
+    app = PickerApp(tmp_path, frozenset({".toml"}))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "job.toml" in screen_text(app), "the tree")
+        await pilot.press("enter")
+        await until(pilot, lambda: "This is a folder" in screen_text(app), "the problem")
+        await pilot.press("down")
+        await until(pilot, lambda: "This is a folder" not in screen_text(app), "another path")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.picked == str(tmp_path / "job.toml"), "the pick")

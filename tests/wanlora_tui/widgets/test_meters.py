@@ -6,7 +6,7 @@ from textual.content import Content
 from daemon.wire.records import RunMachine
 from presets.machine.gpu_health import GpuHealth
 from wanlora_tui.widgets.machine_health import block_rows, disk_parts, line_parts, still_to_write
-from wanlora_tui.widgets.meters import sparkline
+from wanlora_tui.widgets.meters import in_columns, sparkline
 
 GIB = 2**30
 CARD = GpuHealth(
@@ -34,6 +34,27 @@ def plain(parts) -> str:
 )
 def test_a_sparkline(values: list[float], width: int, drawn: str):
     assert sparkline(values, width) == drawn
+
+
+COST = ("cost", "EUR 1234.56/EUR 9999.99")
+
+
+@pytest.mark.parametrize(
+    ("cells", "width", "across", "drawn"),
+    [
+        ([("lr", "1e-4"), ("a", "b"), ("c", "d"), ("e", "f")], 42, 4, "lr 1e-4    a b        c d       e f"),
+        ([COST], 30, 4, "cost EUR 1234.56/EUR 9999.99"),  # alone: the whole row is its own
+        ([("lr", "1e-4"), ("norm", "0.3"), COST], 60, 4, "lr 1e-4        norm 0.3       cost EUR 1234.56/EUR 9999.99"),
+        ([("lr", "1e-4"), COST], 40, 2, "lr 1e-4     cost EUR 1234.56/EUR 9999.99"),  # begins before its column
+        ([COST, ("load", "0.2 s")], 42, 2, "cost EUR 1234.56/EUR 9999.99 load 0.2 s"),  # the next one behind its own
+        ([("a", "b"), ("lr", "1e-4"), COST], 34, 3, "a b lr 1e-4 cost EUR 1234.56/EUR …"),
+        ([COST, ("load", "0.2 s")], 28, 2, "cost EUR 1234.56/EUR 9999.99"),
+    ],
+)  # fmt: skip
+def test_figures_in_columns_take_what_room_the_row_has(
+    cells: list[tuple[str, str]], width: int, across: int, drawn: str
+):
+    assert in_columns(cells, width, across).plain.rstrip() == drawn
 
 
 def test_a_gpu_in_one_line_and_in_a_few():

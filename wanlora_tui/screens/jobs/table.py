@@ -181,7 +181,7 @@ class Rows:
         self._cells: dict[int, dict[str, str]] = {}
         self._columns: list[Column] = []
         self._width = 0  # that they were chosen for
-        self._seen = dict.fromkeys(HEADERS, 0)  # how wide cells were at most
+        self._seen = dict.fromkeys(HEADERS, 0)  # how wide a cell may be before they are chosen anew
 
     def show(self, records: list[JobRecord], views: dict[int, RunView], at: int) -> None:
         """`at`: the job that the cursor goes to, or stays on; where it is gone, the next one after it that is there."""
@@ -205,8 +205,12 @@ class Rows:
         if order != self.order or width != self._width or any(map(self._outgrows, changed)):
             self._width = width
             columns = layout(self._cells.values(), width, self._columns)
-            for cells in self._cells.values():
-                self._seen = {key: max(self._seen[key], _length(text)) for key, text in cells.items()}
+            # of a column that nobody needed any more, and has gone, nothing is known that it could come back by
+            kept = {column.key: column.width for column in columns}
+            self._seen = {
+                key: max((kept.get(key, 0), *(_length(cells[key]) for cells in self._cells.values())))
+                for key in HEADERS
+            }
         if order != self.order or columns != self._columns:
             self._draw_all(order, columns, _nearest(at, self.order, order))
             return
@@ -216,7 +220,7 @@ class Rows:
             self._table.move_cursor(row=order.index(at), animate=False)
 
     def _outgrows(self, job: int) -> bool:
-        """Whether a cell is wider than any was when the columns were chosen."""
+        """Whether a cell is wider than its column, or than any was where there is no such column."""
         return any(_length(text) > self._seen[key] for key, text in self._cells[job].items())
 
     def _draw_all(self, order: list[int], columns: list[Column], at: int) -> None:

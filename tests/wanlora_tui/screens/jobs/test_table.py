@@ -127,6 +127,39 @@ async def test_a_row_goes_on_when_its_list_has_been_drawn_anew():
             assert f" {step}/5000" in table.render_line(1).text
 
 
+async def test_columns_that_went_with_one_run_come_back_with_the_next():
+    app = Listed()
+    async with app.run_test(size=(100, 10)) as pilot:
+        table = app.query_one(JobTable)
+        shown, first, second = Rows(table), job(1, "orbit_v1", "running", pid=7), job(2, "style_v1", "queued")
+
+        def headers() -> set[str]:
+            return {str(column.label) for column in table.columns.values()}
+
+        shown.show([first], {1: training()}, 1)
+        await pilot.pause()
+        assert {"ETA", "LOSS", "EXPERT"} <= headers()
+        first.state, first.revision, first.finished_at = "done", 2, NOW
+        shown.show([second, first], {}, 1)
+        assert not {"ETA", "LOSS", "EXPERT"} & headers()
+        second = msgspec.structs.replace(second, state="running", pid=8, revision=2)
+        shown.show([second, first], {2: training()}, 1)
+        await pilot.pause()
+        assert {"ETA", "LOSS", "EXPERT"} <= headers()
+
+
+async def test_home_and_end_go_to_the_ends_of_the_list():
+    app = Listed()
+    async with app.run_test(size=(80, 10)) as pilot:
+        table = app.query_one(JobTable)
+        Rows(table).show([job(i, f"orbit_v{i}", "done") for i in range(1, 5)], {}, 2)
+        await pilot.pause()
+        table.focus()
+        for key, row in (("home", 0), ("end", 3), ("g", 0), ("G", 3)):
+            await pilot.press(key)
+            assert table.cursor_row == row, key
+
+
 def test_a_run_on_the_cpu_is_called_so():
     assert cells_of(job(1, "a", "done", on_cpu=True), None, NOW)["gpu"] == "CPU"
     assert cells_of(job(1, "a", "running"), RunView(device="CPU"), NOW)["gpu"] == "CPU"

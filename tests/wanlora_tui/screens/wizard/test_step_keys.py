@@ -67,6 +67,30 @@ async def test_what_has_nothing_to_act_on_is_not_offered(tmp_path):
         assert offered() >= {"wizard.remove", "wizard.hold_out", "wizard.browse"}
 
 
+async def test_what_a_browser_takes_with_ctrl_has_a_sign_outside_of_texts(tmp_path):
+    folder = make_clips(tmp_path / "clips", 3)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        screen = screen_of(pilot)
+        await screen.go_to("prompts")
+
+        def prompts() -> list[str]:
+            return [p.prompt for p in screen.state.job().sample.prompts]
+
+        async def press(key: str, number: int) -> None:
+            screen.query_one("#next", Button).focus()
+            await pilot.pause()
+            await pilot.press(key)
+            await until(pilot, lambda: len(prompts()) == number, f"{number} prompts")
+
+        await press("c", 2)
+        await press("plus", 3)
+        screen.query_one("#prompt-2").query(Input).first().focus()
+        await pilot.pause()
+        await pilot.press("c", "-", "=", "+")  # typed
+        assert prompts()[2] == "c-=+"
+
+
 async def test_remove_is_no_cut_where_the_focus_has_selected_the_text(tmp_path):
     folder = make_clips(tmp_path / "clips", 1)
     async with wizard(tmp_path / "draft.json") as pilot:
