@@ -17,6 +17,7 @@ from tests.helpers.interface.runs import Tape, usual
 from tests.wanlora_tui.screens.test_dashboard import SIZES, outside, settle, shown
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.screenshot import RecordedApp, load_run
+from wanlora_tui.widgets.meters import Numbers
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("drawn_when_looked_at")]  # takes seconds
 
