@@ -15,8 +15,8 @@ from engine.system.pinned_memory import host_buffer
 
 Tensors = tuple[torch.Tensor, ...]
 
-# blocks whose tensors may be on their way out while the next one computes; a forward has that much less to hold than a
-# backward
+# blocks whose tensors may still be on their way out when those of another are put; a forward has that much less to hold
+# than a backward
 LEAVING = 2
 
 

@@ -117,7 +117,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             )
         words.append(
             f"activations on the {'GPU' if self.activations == 'device' else 'host'}"
-            + (f" but for {self.activations_on_device} blocks" if self.activations_on_device else "")
+            + (f" but for {self.last_on_device} blocks" if self.activations_on_device else "")
         )
         if self.save_hidden:
             words.append("hidden states saved")

@@ -10,6 +10,9 @@ def test_plans_of_old_runs_are_read_and_new_ones_are_written_as_they_were():
     plan = msgspec.convert(stored, Plan)
     assert (plan.activations, plan.activations_on_device) == ("device", 3)
     assert stored.items() <= msgspec.to_builtins(plan).items()
+    one = msgspec.convert({"stash_on_device": 1}, Plan)  # that one alone stayed then
+    assert one.staying(40) == 2 and "on the host but for 2 blocks" in one.text
+    assert Plan().staying(1) == 1 and Plan().staying(0) == 0, "no more than there are"
 
 
 def test_graphs_round_as_launched_blocks_do_that_recompute():
