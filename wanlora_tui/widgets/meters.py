@@ -80,6 +80,7 @@ class Numbers(Rows):
         """`steps`: of the job, which the run has not told before it starts."""
         self._last = view, times, steps
         last = {e: p[-1].loss for e, p in view.losses.items() if p}
+        stepped = view.last_step_at > 0  # the number of the last step may come before its events, from the job's record
         across = 4 if self.size.width >= 72 else 2
         each = seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"
         spark = sparkline(view.recent, self.size.width // across - len(f"s/step {each}") - 2)
@@ -92,8 +93,8 @@ class Numbers(Rows):
             *([] if times.over else [("expert", expert_text(view.expert) or "-")]),
             ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
             ("low loss", f"{last['low_noise']:.4f}" if "low_noise" in last else "-"),
-            ("lr", rate(view.lr) if view.step else "-"),
-            ("grad norm", f"{view.grad_norm:.3f}" if view.step else "-"),
+            ("lr", rate(view.lr) if stepped else "-"),
+            ("grad norm", f"{view.grad_norm:.3f}" if stepped else "-"),
         ]
         if times.cost:
             cells.append(("cost", times.cost))

@@ -12,6 +12,7 @@ from textual_image.widget import HalfcellImage
 from daemon.settings import CostSettings
 from daemon.wire.records import RunMachine
 from presets.machine.gpu_health import GpuHealth
+from presets.runs.run_view import RunView
 from presets.runs.time_left import PlannedTime
 from tests.helpers.interface.runs import Tape, usual
 from tests.wanlora_tui.screens.test_dashboard import SIZES, outside, settle, shown
@@ -46,6 +47,15 @@ def recorded(tape: Tape, folder: Path, *, free: int = 50) -> RecordedRun:
 async def over(pilot: Pilot[None]) -> str:
     await settle(pilot)
     return shown(pilot.app.screen)
+
+
+async def test_figures_of_a_step_are_not_made_up_before_its_events_have_come(tmp_path: Path):
+    run = recorded(usual(), tmp_path)
+    run.view = RunView(name=run.view.name, steps=300, step=120)  # what the daemon's record alone knows
+    async with app(run).run_test(size=SIZES[0]) as pilot:
+        text = await over(pilot)
+        assert "step 120/300" in text
+        assert re.search(r"lr -  ", text) and re.search(r"grad norm -  ", text), text
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -231,3 +231,10 @@ async def test_a_beat_that_tells_nothing_new_draws_nothing(jobs: int, monkeypatc
         view.step, view.last_seq = 61, view.last_seq + 1
         app.screen._render_all()
         await until(pilot, says(pilot, "61/9"), "the row that changed, on the screen")
+
+
+async def test_a_title_that_has_no_room_says_that_it_is_cut():
+    app = JobsApp([], {})
+    async with app.run_test(size=(40, 10)) as pilot:
+        await settle(pilot)
+        assert shown(app.screen).splitlines()[0].rstrip().endswith("…")
