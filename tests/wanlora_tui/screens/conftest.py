@@ -71,8 +71,15 @@ def _is_busy(pilot: Pilot[None]) -> bool:
     """Whether something is still read or decoded in a thread, or a widget has something to do, also behind a dialog: on
     a busy machine its next message may come only after several looks at a screen that keeps still meanwhile."""
     app = pilot.app
-    if not all(is_idle(pump) for screen in app.screen_stack for pump in screen.walk_children(with_self=True)):
+    pumps = [pump for screen in app.screen_stack for pump in screen.walk_children(with_self=True)]
+    if not all(is_idle(pump) for pump in pumps):
         return True
+    if any(
+        isinstance(value, redraw_throttle.Throttle) and value._waiting
+        for pump in pumps
+        for value in vars(pump).values()
+    ):
+        return True  # something has changed, and is drawn in a moment
     reading = any(w._thread_worker and not w.is_finished and w.group != "trainer's output" for w in app.workers)
     return reading or any(not reel.whole for sheet in app.screen.query(SheetView) for reel in sheet.reels)
 

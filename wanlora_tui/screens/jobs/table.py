@@ -72,6 +72,8 @@ class JobTable(DataTable[Text]):
         """It has room for other columns."""
 
     def on_resize(self) -> None:
+        self._clear_caches()  # rows are kept as wide as they were drawn
+        self.refresh()
         self.post_message(self.Resized())
 
     def change_row(self, key: str, cells: dict[str, Text]) -> None:
@@ -202,9 +204,11 @@ class Rows:
         order = [r.id for r in records]
         columns = self._columns
         width = self._table.size.width or self._table.screen.size.width
-        if order != self.order or width != self._width or any(map(self._outgrows, changed)):
+        others = order != self.order or width != self._width
+        if others or any(map(self._outgrows, changed)):
             self._width = width
-            columns = layout(self._cells.values(), width, self._columns)
+            # of other rows, or in another room, it does not matter what was there before
+            columns = layout(self._cells.values(), width, () if others else self._columns)
             # of a column that nobody needed any more, and has gone, nothing is known that it could come back by
             kept = {column.key: column.width for column in columns}
             self._seen = {

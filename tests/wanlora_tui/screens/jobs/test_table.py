@@ -148,6 +148,26 @@ async def test_columns_that_went_with_one_run_come_back_with_the_next():
         assert {"ETA", "LOSS", "EXPERT"} <= headers()
 
 
+async def test_columns_of_other_rows_are_chosen_as_if_nothing_had_been_there():
+    """A list that is filtered and made narrower looks the same in either order."""
+    app = Listed()
+    async with app.run_test(size=(100, 10)) as pilot:
+        table, one, two = app.query_one(JobTable), job(1, LONG, "running", pid=7), job(2, "style_v1", "done")
+
+        def columns() -> list[tuple[str, int]]:
+            return [(str(column.label), column.width) for column in table.columns.values()]
+
+        found = []
+        for before in ([], [one, two]):
+            shown = Rows(table)
+            if before:
+                shown.show(before, {1: training()}, 1)
+            shown.show([two], {}, 2)
+            await pilot.pause()
+            found.append(columns())
+        assert found[0] == found[1]
+
+
 async def test_home_and_end_go_to_the_ends_of_the_list():
     app = Listed()
     async with app.run_test(size=(80, 10)) as pilot:
