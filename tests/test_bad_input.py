@@ -279,7 +279,7 @@ BAD = {
     "a clip shorter than asked": Bad(
         "clip-too-short",
         "datasets[0].num_frames",
-        "b.mp4 have 21",
+        "b.mp4 has 21",
         "= 21",
         lambda work: write_clip(work / "clips/b.mp4", frames=21, fps=16.0),
     ),

@@ -160,7 +160,8 @@ async def test_next_says_what_is_missing(work: Path) -> None:
         await pilot.press("f8")
         assert screen_of(pilot).step == "kind" and "Choose what" in screen_text(pilot.app)
         await pilot.press("enter", "f8")
-        assert screen_of(pilot).step == "clips" and "Add a folder" in screen_text(pilot.app)
+        await at_step(pilot, "clips")
+        await until(pilot, lambda: "Add a folder" in screen_text(pilot.app), "the notice")
         await pilot.press("shift+tab", "left_square_bracket")  # out of the text input, brackets walk as well
         await at_step(pilot, "kind")
         assert "(chosen)" in screen_text(pilot.app)
