@@ -5,19 +5,44 @@ Every line reads `HH:MM:SS KIND text`. The words and their order are stable; onl
 
 import msgspec
 
+from daemon.settings import CostSettings
 from presets.runs.event_data import DoneData, ValidationData, done_text, measured_text
 from presets.runs.events import Event
 from presets.runs.run_view import RunView
 from presets.runs.time_left import PlannedTime, seconds_left
 from presets.text import sentences
-from wanlora_tui.output.formatting import clock, count, duration, expert_text, rate, seconds_each, setting_text, so_far
+from wanlora_tui.output.formatting import (
+    clock,
+    count,
+    duration,
+    expert_text,
+    price,
+    rate,
+    seconds_each,
+    setting_text,
+    so_far,
+)
+from wanlora_tui.output.queue_words import clock_time
 
 
-def plain_line(view: RunView, event: Event, planned: PlannedTime | None = None) -> str:
+def plain_line(
+    view: RunView, event: Event, planned: PlannedTime | None = None, cost: CostSettings | None = None
+) -> str:
     """The line of one event. `view` is the run as folded up to and including it (it knows the pace and the total);
-    `planned`: of its job, for what it has not measured yet."""
+    `planned`: of its job, for what it has not measured yet; `cost`: what the user has set of it."""
     line = f"{clock(event.time)} {event.kind} {_text(view, event, planned)}"
+    if event.kind == "step":
+        line += f", {_times(view, event, planned, cost or CostSettings())}"
     return line.replace("\r", " ").replace("\n", " ").rstrip()
+
+
+def _times(view: RunView, event: Event, planned: PlannedTime | None, cost: CostSettings) -> str:
+    """When the run ends, how long it has worked, what it costs so far and in all; as of that event."""
+    left, worked = seconds_left(view, planned) or 0.0, view.spent.worked
+    words = [f"ends {clock_time(event.time + left, event.time)}", f"{duration(worked)} so far"]
+    if cost.rate:
+        words.append("/".join(price(seconds, cost.rate, cost.currency) for seconds in (worked, worked + left)))
+    return ", ".join(words)
 
 
 def _text(view: RunView, event: Event, planned: PlannedTime | None) -> str:

@@ -1,11 +1,14 @@
 """Plain lines: one per event, stable words."""
 
 import re
+import time
 
+from daemon.settings import CostSettings
 from presets.runs.run_view import RunView, apply_event
 from presets.text import setting_text
 from tests.helpers.interface.runs import Tape, usual
 from wanlora_tui.feeds.last_seen import since_you_left
+from wanlora_tui.output.formatting import duration
 from wanlora_tui.output.plain_lines import plain_line
 from wanlora_tui.screens.change import as_typed
 
@@ -63,7 +66,8 @@ def test_every_kind_is_one_line_that_says_it():
         "done",
     }
     assert re.search(
-        r"step 60/60 low noise, loss 0\.\d{4}, lr 1e-4, grad norm 0\.420, 0\.31 s, ETA 0s, VRAM 18\.2 GiB$",
+        r"step 60/60 low noise, loss 0\.\d{4}, lr 1e-4, grad norm 0\.420, 0\.31 s, ETA 0s, VRAM 18\.2 GiB,"
+        r" ends \d\d:\d\d, \d+s so far$",
         kinds["step"],
     )
     assert kinds["log"].endswith("info two lines")
@@ -92,7 +96,16 @@ def test_a_step_knows_how_long_is_left():
     tape = Tape(steps=1000)
     tape.start()
     tape.step(100)
-    assert "100/1000 " in lines_of(tape)[-1] and "ETA 4m 39s" in lines_of(tape)[-1]  # 900 steps of 0.31 s
+    line = lines_of(tape)[-1]
+    assert "100/1000 " in line and "ETA 4m 39s" in line  # 900 steps of 0.31 s
+    view = RunView()
+    for event in tape.events:
+        apply_event(view, event)
+    ends = time.strftime("%H:%M", time.localtime(tape.events[-1].time + 279))
+    assert line.endswith(f", ends {ends}, {duration(view.spent.worked)} so far")
+    costly = plain_line(view, tape.events[-1], cost=CostSettings(rate=36.0, currency="EUR"))
+    so_far, whole = view.spent.worked / 100, (view.spent.worked + 279) / 100
+    assert costly.endswith(f" so far, EUR {so_far:.2f}/EUR {whole:.2f}")
 
 
 def test_since_you_left_counts_what_was_missed():

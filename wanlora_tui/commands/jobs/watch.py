@@ -5,6 +5,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from daemon.settings import CostSettings
 from daemon.wire.client import BegunAnew, Client
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.events import Event
@@ -13,6 +14,7 @@ from presets.runs.time_left import PlannedTime
 from presets.text import escaped, to_type, unescaped, write_over
 from wanlora_tui.commands.common import pick_job, print_json, say
 from wanlora_tui.feeds.ends import Ends
+from wanlora_tui.feeds.run_times import cost_settings
 from wanlora_tui.output.far_words import advised
 from wanlora_tui.output.formatting import ending, waits_for
 from wanlora_tui.output.plain_lines import plain_line
@@ -27,6 +29,7 @@ class JsonPrinter:
 
     live = False
     planned: PlannedTime | None = None
+    cost: CostSettings | None = None
 
     def event(self, view: RunView, event: Event) -> None:
         print_json(event)
@@ -39,12 +42,13 @@ class LinePrinter:
     """One line per event. On a terminal (`live`) steps share one line that is written over."""
 
     planned: PlannedTime | None = None  # of the job, for what its run has not measured yet
+    cost: CostSettings | None = None  # as the user has set it
 
     def __init__(self, *, live: bool) -> None:
         self.live, self.open_line = live, False
 
     def event(self, view: RunView, event: Event) -> None:
-        line = advised(plain_line(view, event, self.planned))
+        line = advised(plain_line(view, event, self.planned, self.cost))
         if self.live and event.kind in ("step", "phase") and event.data.get("name") != "paused":
             # of a line that is written over nobody needs the time; without it the ETA has room in 80 columns
             _, _, now = line.partition(" ")
@@ -70,6 +74,9 @@ async def watch_job(folder: Path | None, job: str | int, *, since: int, printer:
         record, whole = await client.snapshot(job or pick_job(await client.jobs()).id)
         key, view, ends = record.id, RunView(), Ends()
         printer.planned = record.planned
+        printer.cost, problem = cost_settings(folder)
+        if problem:
+            say(problem)
         ends.fresh([record])
         if client.note:
             say(client.note)
