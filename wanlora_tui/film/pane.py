@@ -40,6 +40,17 @@ class Found(Protocol):
     def find(self, path: Path, version: object = None) -> Path | str: ...
 
 
+class _Frame(Container):
+    """The room for the picture or the film. It has another one also where what is said below has other lines, in a pane
+    that is as large as before."""
+
+    class Resized(Message):
+        pass
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
+
+
 class FilmPane(Vertical):
     """`image` is the textual-image class that this terminal can show. `first`: it stays at the first frame. `path`: the
     film's is under it."""
@@ -88,7 +99,7 @@ class FilmPane(Vertical):
 
     def compose(self) -> ComposeResult:
         yield Static(classes="film-label")
-        with Container(classes="film-frame"):
+        with _Frame(classes="film-frame"):
             if self._image is not None:
                 yield self._image
             yield self._view
@@ -191,8 +202,8 @@ class FilmPane(Vertical):
         self._say_what_lacks()
         self.call_after_refresh(self.post_message, self.Resized())
 
-    @on(FilmView.Resized)
-    def _has_other_room(self, event: FilmView.Resized) -> None:
+    @on(_Frame.Resized)
+    def _has_other_room(self, event: _Frame.Resized) -> None:
         event.stop()
         self.post_message(self.Resized())
 

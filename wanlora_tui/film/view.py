@@ -3,7 +3,6 @@
 import numpy as np
 from rich.segment import Segment
 from textual.geometry import Region
-from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -16,9 +15,6 @@ class FilmView(Widget):
     """One frame at a time, in the middle of its place. Only the rows that differ are drawn again."""
 
     DEFAULT_CSS = "FilmView { width: 1fr; height: 1fr; }"
-
-    class Resized(Message):
-        """There is another room for it, also in a pane that is as large as before."""
 
     def __init__(self, *, classes: str = "") -> None:
         super().__init__(classes=classes)
@@ -44,7 +40,6 @@ class FilmView(Widget):
 
     def on_resize(self) -> None:
         self._lines = []
-        self.post_message(self.Resized())
 
     def _drawn(self, frame: Frame) -> list[Strip]:
         if not self._lines:

@@ -30,22 +30,19 @@ def plain_line(
 ) -> str:
     """The line of one event. `view` is the run as folded up to and including it (it knows the pace and the total);
     `planned`: of its job, for what it has not measured yet; `cost`: what the user has set of it."""
-    line = f"{clock(event.time)} {event.kind} {_text(view, event, planned)}"
-    if event.kind == "step":
-        line += f", {_times(view, event, planned, cost or CostSettings())}"
+    line = f"{clock(event.time)} {event.kind} {_text(view, event, planned, cost or CostSettings())}"
     return line.replace("\r", " ").replace("\n", " ").rstrip()
 
 
-def _times(view: RunView, event: Event, planned: PlannedTime | None, cost: CostSettings) -> str:
-    """When the run ends, how long it has worked, what it costs so far and in all; as of that event."""
-    left, worked = seconds_left(view, planned) or 0.0, view.spent.worked
-    words = [f"ends {clock_time(event.time + left, event.time)}", f"{duration(worked)} so far"]
+def _times(worked: float, left: float, at: float, cost: CostSettings) -> str:
+    """When the run ends, how long it has worked, what it costs so far and in all; as of an event at that time."""
+    words = [f"ends {clock_time(at + left, at)}", f"{duration(worked)} so far"]
     if cost.rate:
         words.append("/".join(price(seconds, cost.rate, cost.currency) for seconds in (worked, worked + left)))
     return ", ".join(words)
 
 
-def _text(view: RunView, event: Event, planned: PlannedTime | None) -> str:
+def _text(view: RunView, event: Event, planned: PlannedTime | None, cost: CostSettings) -> str:
     data = event.data
     match event.kind:
         case "started":
@@ -59,10 +56,11 @@ def _text(view: RunView, event: Event, planned: PlannedTime | None) -> str:
             return f"{data['name']}{progress} {data.get('text', '')}"
         case "step":
             vram = f", VRAM {data['vram_gib']:.1f} GiB" if data["vram_gib"] else ""
+            left = seconds_left(view, planned) or 0.0
             return (
                 f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {data['loss']:.4f}, lr"
                 f" {rate(data['lr'])}, grad norm {data['grad_norm']:.3f}, {seconds_each(data['seconds']['total'])} s,"
-                f" ETA {duration(seconds_left(view, planned) or 0.0)}{vram}"
+                f" ETA {duration(left)}{vram}, {_times(view.spent.worked, left, event.time, cost)}"
             )
         case "sample":
             return f"step {data['step']} {data['path']} (seed {data['seed']}): {data['prompt']}"
