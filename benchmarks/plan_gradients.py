@@ -1,6 +1,6 @@
 """The LoRA's gradients of a few blocks under each kind of plan, beside those of an eager run.
 
-    python -m benchmarks.plan_gradients [--tiny] [--json FILE]
+    python -m benchmarks.plan_gradients [--tiny] [--plans NAME ...] [--json FILE]
 
 Four blocks of the real shape with random weights in float8, a clip of 21x384x384; --tiny: small ones on the CPU. Each
 row has the norm of the gradient of each block's LoRA, |g - eager| / |eager| over all of them, and of the block that is
@@ -55,6 +55,7 @@ def apart(found: list[torch.Tensor], right: list[torch.Tensor]) -> tuple[float, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small blocks, on the CPU")
+    parser.add_argument("--plans", nargs="+", metavar="NAME", help="these alone, beside the eager one")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
@@ -95,6 +96,8 @@ def main() -> int:
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if not args.tiny else 'CPU'}, {tokens} tokens")
     rows, right = [], list[torch.Tensor]()
     for name, plan in plans(tokens, precision, cuda=not args.tiny).items():
+        if args.plans and name not in ("eager", *args.plans):
+            continue
         loss, found = gradients(plan)
         right = right or found
         norms = [float(g.norm()) for g in found]

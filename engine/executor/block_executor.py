@@ -21,7 +21,7 @@ import torch
 from torch.autograd.graph import get_gradient_edge
 
 from engine.executor.block_graphs import Stage
-from engine.executor.executor_resources import ExecutorResources
+from engine.executor.executor_resources import ExecutorResources, mark_frozen
 from engine.executor.expert_weights import ExpertWeights
 from engine.executor.token_split import Share, TokenSplit
 from engine.executor.weight_ring import Key
@@ -217,8 +217,11 @@ class BlockExecutor:
         return buffer
 
     def _on_device(self, block: int, buffer: torch.Tensor, strength: torch.Tensor) -> BlockWeights:
-        precision, as_bytes = self.resources.plan.precision, self.resources.e4m3_as_bytes
-        return self.weights.on_device(block, buffer, strength, precision, e4m3_as_bytes=as_bytes)
+        plan, as_bytes = self.resources.plan, self.resources.e4m3_as_bytes
+        weights = self.weights.on_device(block, buffer, strength, plan.precision, e4m3_as_bytes=as_bytes)
+        if plan.compiled:
+            mark_frozen(weights)
+        return weights
 
     def _enter(
         self,
@@ -298,7 +301,7 @@ class BlockExecutor:
         resources = self.resources
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
-            q, k, v = resources.pre_attention(leaf, given, weights)
+            q, k, v = resources.pre_attention(leaf, given, weights, kept=True)
             a = _Attention.apply(resources.attention, share, q, k, v).flatten(2, 3)
             text = resources.text_kv(given, weights)
             return leaf, resources.post_attention(leaf, a, text, given, weights, kept=True)[0]

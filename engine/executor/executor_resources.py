@@ -24,14 +24,34 @@ from presets.planner.plan import Plan
 
 
 @cache
-def _compiled(function: Any) -> Any:
-    """Compiled once per process: both experts, all blocks, every plan."""
+def _compiled(function: Any, kept: bool = False) -> Any:
+    """Compiled once per process: both experts, all blocks, every plan. `kept`: for graphs that many blocks keep."""
     from torch._functorch import config
 
     # The block's own autograd functions are pure: what is made of them depends on the traced graph alone. Else each
     # start traces every function that holds one anew, forward and backward.
     config.autograd_cache_allow_custom_autograd_functions = True
-    return torch.compile(function)
+    return torch.compile(function, backend=_norms_again if kept else "inductor")
+
+
+def _norms_again(graph: Any, inputs: Any) -> Any:
+    """Inductor, whose backward makes the norms' outputs again where a product reads them: four row tensors of a block
+    less to keep, for 1% of its time."""
+    from torch._functorch import config
+    from torch._inductor.compile_fx import compile_fx
+
+    with config.patch(ban_recompute_materialized_backward=False):
+        return compile_fx(graph, inputs)
+
+
+def mark_frozen(weights: BlockWeights) -> None:
+    """Tell the compiler that these tensors are there until the backward. What a backward makes of one alone, a weight
+    transposed or dequantized, the forward would make else, and each kept graph hold: 0.33 GiB a block in float8."""
+    from torch._dynamo import mark_static_address  # seconds to import, and only where something is compiled
+
+    for tensors in (*weights.weights.values(), *weights.recovery.values(), tuple(weights.plain.values())):
+        for t in tensors:
+            mark_static_address(t, guard=False)
 
 
 def _mark_any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
@@ -72,9 +92,11 @@ class ExecutorResources:
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
             compile_alike()
-        made: Callable[[Any], Any] = _compiled if plan.compiled else lambda function: function
+        made: Callable[..., Any] = _compiled if plan.compiled else lambda function, **_: function
         self._pre_attention, self._text_kv = made(block.pre_attention), made(block.text_kv)
         self._post_attention = made(block.post_attention)
+        self._kept_pre_attention = made(block.pre_attention, kept=True)
+        self._kept_post_attention = made(block.post_attention, kept=True)
         self._post_attention_saving = made(block.post_attention_saving)
         self._post_attention_again = made(block.post_attention_again)
         self._any_size = plan.compiled and plan.any_size
@@ -93,12 +115,15 @@ class ExecutorResources:
             else OffloadedActivations(device, cuda, stay=plan.last_on_device, pinned=plan.pinned)
         )
 
-    def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:
-        """q, k, v (B, T, N, K) of all tokens."""
+    def pre_attention(
+        self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights, *, kept: bool = False
+    ) -> Any:
+        """q, k, v (B, T, N, K) of all tokens; their graph may be `kept`."""
         if self._any_size:
             _mark_any_size(x_BTD, given.cos, given.sin, dims=(0, 1))
             _mark_any_size(given.time_B6D, dims=(0,))
-        return self._pre_attention(x_BTD, given.time_B6D, given.cos, given.sin, weights)
+        function = self._kept_pre_attention if kept else self._pre_attention
+        return function(x_BTD, given.time_B6D, given.cos, given.sin, weights)
 
     def text_kv(self, given: PassInputs, weights: BlockWeights) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""
@@ -120,7 +145,9 @@ class ExecutorResources:
         `post_attention_again` is given, where the plan saves that and the output's graph is not `kept`."""
         self._mark_post((x_BTD, a_BTD), text, given)
         arguments = x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text
-        if self.plan.save_hidden and not kept:
+        if kept:
+            return (self._kept_post_attention(*arguments),)
+        if self.plan.save_hidden:
             return tuple(self._post_attention_saving(*arguments))
         return (self._post_attention(*arguments),)
 

@@ -154,9 +154,7 @@ class MemoryCosts:
         activations = max(window, staying)  # those that stay are used up before the others come back
         beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
-        kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
-            plan.precision
-        ) * self.shape.parameters / self.shape.layers
+        kept = (c.kept + c.kept_ffn * ratio) * tensor
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept
@@ -277,7 +275,7 @@ def waiting_rows(plan: Plan) -> float:
 
 
 def _weight_bytes(precision: Precision) -> int:
-    """Of a weight as the backward uses it; a kept graph holds all of its block's. Measured for float8 alone."""
+    """Of a weight as the backward uses it."""
     return {"float8": 1, "int8": 1, "none": 0}.get(precision, 2)
 
 

@@ -138,6 +138,7 @@ class TimeCosts:
         again = linear + self._traffic(c.traffic_forward, rows) + forward_again - self._spared(plan, rows)
         _, attention = self.attention(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
+        gradient += self._traffic(c.traffic_kept, rows) * (1 - redone / part if part else 0.0)
         if chunks > 1:
             again += self._traffic(c.traffic_chunked, rows)
         launches = (visited * c.launch_gradient + redone * layers * c.launch_again) * _launched(chunks)

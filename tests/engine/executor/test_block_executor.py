@@ -1,6 +1,6 @@
 """Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
 
-from functools import cache, partial
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -415,7 +415,8 @@ def test_what_stands_for_a_recomputed_output_is_a_view_of_nothing():
 def compiled(monkeypatch):
     """The block's functions go through the compiler's front end, that makes graphs, and run as they are behind it."""
     torch._dynamo.reset()
-    monkeypatch.setattr(executor_resources, "_compiled", cache(partial(torch.compile, backend="eager")))
+    made = cache(lambda function, kept=False: torch.compile(function, backend="eager"))
+    monkeypatch.setattr(executor_resources, "_compiled", made)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()

@@ -1,0 +1,70 @@
+"""What a block's graph holds that is kept from the forward to the backward."""
+
+import pytest
+import torch
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
+
+from engine.executor.executor_resources import _compiled, mark_frozen
+from engine.wan import attention
+from engine.wan.block import NORMS, TEXT_LINEARS, BlockWeights, linear_shapes, post_attention, pre_attention
+from engine.wan.quantize import pack
+from tests.engine.executor.test_compiled_again import WITHOUT_CPP
+
+pytestmark = pytest.mark.process  # for its length
+TOKENS, WIDTH, HEADS, FFN = 600, 64, 2, 176
+ROW = TOKENS * WIDTH
+
+
+def block_of(precision: str) -> BlockWeights:
+    torch.manual_seed(2)
+    shapes = linear_shapes({"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "ffn_dim": FFN})
+    plain = {f"{name}.bias": torch.randn(n).bfloat16() for name, (n, _) in shapes.items()}
+    plain |= {f"{name}.weight": torch.randn(WIDTH).bfloat16() for name in (*NORMS, "norm2")}
+    plain |= {"norm2.bias": torch.randn(WIDTH).bfloat16(), "scale_shift_table": torch.randn(1, 6, WIDTH)}
+    packed = {name: pack((torch.randn(shape) / 8).bfloat16(), precision) for name, shape in shapes.items()}
+    lora = {
+        name: (torch.randn(4, k).requires_grad_(), torch.randn(n, 4).requires_grad_())
+        for name, (n, k) in shapes.items()
+    }
+    return BlockWeights(packed, plain, {}, lora, torch.ones(()), HEADS, precision)
+
+
+def held_and_gradients(block: BlockWeights, *, kept: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What the graphs of both functions hold beside the block's own tensors and the angles; the LoRA's gradients."""
+    torch.manual_seed(3)
+    x, a = (torch.randn(1, TOKENS, WIDTH).bfloat16().requires_grad_() for _ in range(2))
+    k, v = (torch.randn(1, 8, HEADS, WIDTH // HEADS).bfloat16() for _ in range(2))
+    cos, sin = (torch.randn(1, TOKENS, 1, WIDTH // HEADS) for _ in range(2))
+    time = torch.randn(1, 6, WIDTH)
+    held: dict[int, torch.Tensor] = {}
+
+    def hold(t: torch.Tensor) -> torch.Tensor:
+        held[t.data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t):
+        qkv = _compiled(pre_attention, kept=kept)(x, time, cos, sin, block)
+        y = _compiled(post_attention, kept=kept)(x, a, k, v, time, block, attention.CPU.to_text)
+    leaves = [p for name, pair in block.lora.items() if name not in TEXT_LINEARS for p in pair]
+    gradients = torch.autograd.grad(sum(t.float().square().sum() for t in (*qkv, y)), leaves)
+    own = {t.data_ptr() for packed in block.weights.values() for t in packed} | {cos.data_ptr(), sin.data_ptr()}
+    return [t for at, t in held.items() if at not in own], list(gradients)
+
+
+@pytest.mark.parametrize("precision", ["float8", "qfloat8"])
+def test_a_kept_graph_holds_no_weight_and_no_norm(precision):
+    block = block_of(precision)
+    mark_frozen(block)
+    with fresh_cache(), inductor.patch(WITHOUT_CPP):
+        torch._dynamo.reset()
+        held, gradients = held_and_gradients(block, kept=True)
+        more, same = held_and_gradients(block, kept=False)
+    torch._dynamo.reset()
+    shapes = {packed[0].shape for packed in block.weights.values()}
+    shapes |= {shape[::-1] for shape in shapes}
+    assert not [t.shape for t in held if t.shape in shapes]
+    # rows of width D: 3 inputs of attention's linears, 4 hidden states and what lies between; two of width F
+    rows, rows_more = (sum(t.numel() for t in tensors if t.shape not in shapes) / ROW for tensors in (held, more))
+    assert rows < 10 + 2 * FFN / WIDTH and rows_more - rows == pytest.approx(4, abs=0.1)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
