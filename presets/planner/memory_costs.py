@@ -158,7 +158,8 @@ class MemoryCosts:
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept
-            working = max((c.kept_backward + beside) * tensor, recomputed - kept)
+            its_own = self.activations(plan, load) if here else 0  # what that block would have had waiting
+            working = max((c.kept_backward + beside) * tensor, recomputed - kept + its_own)
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost

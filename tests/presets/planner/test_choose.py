@@ -135,8 +135,9 @@ def test_hidden_states_are_saved_where_that_is_faster_and_there_is_room():
         without = msgspec.structs.replace(choice.plan, save_hidden=False)
         costs = Costs(work(previews=None), hardware)
         assert choice.plan.save_hidden == saves
-        assert choice.prediction.need_vram <= hardware.vram_free and choice.prediction.ram <= 0.75 * hardware.ram_total
+        assert choice.prediction.need_vram <= hardware.vram_free
         if saves:
+            assert choice.prediction.ram <= 0.75 * hardware.ram_total
             gain = costs.step(without).total / choice.prediction.seconds.total
             assert 1.005 < gain < 1.03 and choice.prediction.need_vram <= ROOMY_VRAM * hardware.vram_free
     assert not choose(work(previews=None), small, compiled=False).plan.save_hidden, "all is computed without compiler"
@@ -182,6 +183,7 @@ def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacki
 
 
 def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
+    """Or keeps graphs, which nothing waits for."""
     of, hardware = work(), on("H200", vram=16, ram=256)
     costs, plan = Costs(of, hardware), Plan(precision="float8")
     plans = [plan]
@@ -189,9 +191,9 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
         plans.append(lower)
     ram = [sum(costs.memory.ram(p).values()) for p in plans]
     assert (
-        len(plans) > 3
+        len(plans) > 2
         and ram == sorted(ram, reverse=True)
-        and plans[1].activations_on_device
+        and (plans[1].activations_on_device or plans[1].kept)
         and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
     )
 
