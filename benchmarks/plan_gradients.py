@@ -94,7 +94,7 @@ def main() -> int:
         return float(loss), [torch.cat([(none(p) if p.grad is None else p.grad).flatten() for p in b]) for b in blocks]
 
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if not args.tiny else 'CPU'}, {tokens} tokens")
-    rows, right = [], list[torch.Tensor]()
+    rows, right = list[dict[str, Any]](), list[torch.Tensor]()
     for name, plan in plans(tokens, precision, cuda=not args.tiny).items():
         if args.plans and name not in ("eager", *args.plans):
             continue

@@ -53,7 +53,7 @@ def held_and_gradients(block: BlockWeights, *, kept: bool) -> tuple[list[torch.T
 
 
 @pytest.mark.parametrize("precision", ["float8", "qfloat8"])
-def test_a_kept_graph_holds_no_weight_no_norm_and_no_gelu(precision):
+def test_a_kept_graph_holds_no_weight_no_norm_and_no_gelu(precision: str) -> None:
     block = block_of(precision)
     mark_frozen(block)
     with fresh_cache(), inductor.patch(WITHOUT_CPP):
