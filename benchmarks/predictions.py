@@ -93,7 +93,7 @@ CODES = {
     "2026-11-27, cuDNN": "encodes by cuDNN's convolutions",
     "2026-11-27": "fewer passes; recomputed blocks whose backward read zeros",
     "2026-11-27, runs": "encodes by convolutions of our own, one of a conditioning's empty frames in each run",
-    "2026-11-28, kept": "graphs kept with weights, norms and GELU",
+    "2026-11-28, kept": "graphs kept with weights and what norms give",
     "2026-11-28": "recomputation up to the last linear, with its gradient; encodes by convolutions of our own, all of"
     " a conditioning's empty frames in one run",
 }
@@ -321,6 +321,18 @@ STEPS: dict[str, list[Step]] = {
         _now(H200_FLASH4, LONGEST, WIDE, 16.17, 16.85, 32.698),
         _now(H200_FLASH4, LONGEST, replace(WIDE, save_hidden=True), 19.05, 19.70, 32.638),
         _now(H100_NIGHT, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 6.01, 1.599, 0.477),
+    ],
+    "2026-11-28-smaller-graphs": [
+        _now(H200_FLASH4, MIDDLE, KEPT, 86.88, 87.27, 1.271, 0.433),
+        _now(H200_FLASH4, MIDDLE, replace(KEPT, kept=34), 77.48, 77.91, 1.310, 0.438),
+        _now(H200_FLASH4, MIDDLE, STREAMED, 5.57, 5.82, 1.509, 0.437),
+        _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.40, 5.77, 1.461, 0.440),
+        _now(H200_FLASH4, LONG, replace(WIDE, save_hidden=True), 9.89, 10.32, 7.337),
+        _now(H100_NIGHT, MIDDLE, STREAMED, 5.57, 5.82, 1.618, 0.471),
+        _now(H100_NIGHT, MIDDLE, replace(STREAMED, save_hidden=True), 5.45, 5.91, 1.569, 0.471),
+        _now(H100_NIGHT, MIDDLE, replace(KEPT, kept=20), 69.75, 70.11, 1.469, 0.465, LARGE_GRAPHS),
+        _now(H100_NIGHT, LONG, WIDE, 8.71, 9.20, 7.780),
+        _now(H100_NIGHT, LONG, replace(WIDE, save_hidden=True), 9.96, 10.56, 7.651),
     ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [

@@ -31,20 +31,16 @@ def _compiled(function: Any, kept: bool = False) -> Any:
     # The block's own autograd functions are pure: what is made of them depends on the traced graph alone. Else each
     # start traces every function that holds one anew, forward and backward.
     config.autograd_cache_allow_custom_autograd_functions = True
-    return torch.compile(function, backend=_made_again if kept else "inductor")
+    return torch.compile(function, backend=_norms_again if kept else "inductor")
 
 
-def _made_again(graph: Any, inputs: Any) -> Any:
-    """Inductor, whose backward makes again what costs little: the norms' outputs and the GELU's where a product reads
-    them. A block holds four row tensors and one of the feed-forward's width less, for 1% of its time."""
+def _norms_again(graph: Any, inputs: Any) -> Any:
+    """Inductor, whose backward makes the norms' outputs again where a product reads them: four row tensors of a block
+    less to keep, for 1% of its time."""
     from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
-    from torch.utils.checkpoint import CheckpointPolicy
 
-    for node in graph.graph.nodes:  # torch knows of its own operators alone which ones cost much
-        if node.target is torch.ops.wanlora.text_attention.default:
-            node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
-    with config.patch(ban_recompute_materialized_backward=False, ban_recompute_not_in_allowlist=False):
+    with config.patch(ban_recompute_materialized_backward=False):
         return compile_fx(graph, inputs)
 
 
