@@ -275,7 +275,9 @@ class DashboardScreen(FirstLayout, RunCommands):
         footer."""
         if not super().check_action(action, parameters):
             return False
-        if action in ("play", "picture", "sheet"):
+        if action == "play":
+            return bool(self.run.view.samples) and all(poster.player.film for poster in self.query(Poster))
+        if action in ("picture", "sheet"):
             return bool(self.run.view.samples)
         if action == "fetch":
             return self._fetch is not None
