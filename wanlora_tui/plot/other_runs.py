@@ -9,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -29,6 +30,14 @@ from wanlora_tui.widgets.folder_picker import PathInput
 from wanlora_tui.widgets.redraw_throttle import Dialog
 
 RETRY_SECONDS = 1.0
+
+
+class OtherCame(Message):
+    """What is known of a run to compare with, or why nothing is."""
+
+    def __init__(self, key: str, name: str, view: RunView | None, problem: str = "") -> None:
+        super().__init__()
+        self.key, self.name, self.view, self.problem = key, name, view, problem
 
 
 async def follow(client: Client, record: JobRecord, changed: Callable[[RunView], None]) -> None:
