@@ -263,7 +263,7 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
         self._jobs.go_to(record)
         self.push_screen(
             DashboardScreen(
-                RunFeed(self.client, record, self.last_seen),
+                RunFeed(self.client, record, self.last_seen, heard=self._job_list.heard, here=not self.host),
                 self.client,
                 lambda: self.image,
                 host=self.host,

@@ -7,13 +7,14 @@ left unseen.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, get_args
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from presets.runs.events import Event
+from presets.runs.events import Event, decode_event
 from presets.runs.ranking import Difference, Kept, Measure
 from presets.text import sentences
 
@@ -321,3 +322,16 @@ def require_totals(lines: Sequence[QuickLine]) -> None:
     for line in lines:
         if type(line) is StepLine:
             line.data.seconds["total"]
+
+
+def readable(lines: Iterable[bytes]) -> Iterator[Event | QuickLine]:
+    """The events of whole lines; damaged ones are passed over, as the daemon does, and a torn one at the end."""
+    for line in lines:
+        if line.endswith(b"\n"):
+            try:
+                yield quick_line(line)
+            except (ValueError, KeyError):
+                with suppress(ValueError, KeyError, RecursionError):
+                    event = decode_event(line)
+                    data_of(event)
+                    yield event

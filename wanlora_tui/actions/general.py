@@ -57,6 +57,7 @@ register(
         label="Stop",
         help="Save a checkpoint and stop; the job can be resumed.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.resume",
@@ -65,6 +66,7 @@ register(
         label="Resume",
         help="Queue a stopped or failed job again.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.view", keys="v", action="next_pane", label="View", help="Next view: loss, preview, log, files."

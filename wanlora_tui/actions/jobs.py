@@ -31,6 +31,7 @@ register(
         label="Stop",
         help="Save a checkpoint and stop the job under the cursor.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.resume",
@@ -39,6 +40,7 @@ register(
         label="Resume",
         help="Queue a stopped or failed job again; it continues from its newest checkpoint.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.cancel",
@@ -47,6 +49,7 @@ register(
         label="Cancel",
         help="Take the job from the queue, or end it without saving.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.hold",
@@ -55,6 +58,7 @@ register(
         label="Hold",
         help="Keep a queued job from starting, or let a held one go.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.earlier",
@@ -63,6 +67,7 @@ register(
         label="Earlier",
         help="Put a queued job before the one above it.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.later",
@@ -71,6 +76,7 @@ register(
         label="Later",
         help="Put a queued job after the one below it.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.remove",
@@ -79,6 +85,7 @@ register(
         label="Remove",
         help="Take a queued or ended job from the list. Its run folder stays.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.remove_ended",
@@ -88,6 +95,7 @@ register(
         help="Take ended jobs from the list, those of the states that are chosen. Their run folders stay.",
         show=False,
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.rename",
@@ -95,6 +103,7 @@ register(
         action="screen.rename_job",
         label="Rename",
         help="Give the job under the cursor another name: wholly before it begins, in the list alone after that.",
+        needs_daemon=True,
     ),
     Action(
         id="jobs.priority",
@@ -103,6 +112,7 @@ register(
         label="Priority",
         help="Give a job another priority: of queued jobs the higher one runs first.",
         show=False,
+        needs_daemon=True,
     ),
     Action(
         id="jobs.duplicate",

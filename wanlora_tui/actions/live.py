@@ -11,6 +11,7 @@ register(
         label="Change",
         help="Change learning rates, steps or intervals of the running job.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.save",
@@ -19,6 +20,7 @@ register(
         label="Save",
         help="Write a checkpoint and LoRA files now, and continue.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.sample",
@@ -27,6 +29,7 @@ register(
         label="Sample",
         help="Make the previews now, and continue.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.checkpoints",
@@ -35,6 +38,7 @@ register(
         label="Go back",
         help="List the checkpoints; go back to one and train on from there.",
         costs=True,
+        needs_daemon=True,
     ),
     Action(
         id="dashboard.compare",

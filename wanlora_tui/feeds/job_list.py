@@ -45,11 +45,11 @@ class JobList:
         self.paused = ""  # why the jobs that were queued before a restart of the machine wait
         self.troubles: list[str] = []  # what the daemon suffers from, and serves in spite of
         self._clock = clock
-        self._heard: float | None = None
+        self.heard: float | None = None  # when, by the clock
 
     @property
     def beat_age(self) -> float | None:
-        return None if self._heard is None else self._clock() - self._heard
+        return None if self.heard is None else self._clock() - self.heard
 
     @property
     def paused_jobs(self) -> int:
@@ -60,7 +60,7 @@ class JobList:
         """Replace all records, as after a new daemon's welcome."""
         self.records = {r.id: r for r in records}
         self.views = {i: v for i, v in self.views.items() if i in self.records}
-        self.problem, self._heard = "", self._clock()
+        self.problem, self.heard = "", self._clock()
 
     def load_view(self, record: JobRecord, view: RunView) -> None:
         self.records[record.id], self.views[record.id] = record, view
@@ -68,7 +68,7 @@ class JobList:
     def apply(self, message: Feed) -> list[int]:
         """Apply one message; gives the jobs whose fold has a gap, or is of a run that has begun anew, and must be
         fetched whole."""
-        self._heard, self.problem = self._clock(), ""
+        self.heard, self.problem = self._clock(), ""
         match message:
             case JobChanged(job=job):
                 if job.id not in self.records or job.revision >= self.records[job.id].revision:

@@ -5,15 +5,19 @@ All jobs are wanlora_tui.feeds.job_list's; how events fold is presets.runs.run_v
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from daemon.errors import DaemonError
 from daemon.wire.client import BegunAnew, Client
 from daemon.wire.protocol import Beat, JobRecord, RunBeat
+from presets.runs.event_data import QuickLine
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, apply_event
+from presets.runs.run_view import RunView, apply_all, apply_event
+from wanlora_tui.feeds.folder_events import FolderEvents
 from wanlora_tui.feeds.last_seen import LastSeenFile, since_you_left
+from wanlora_tui.feeds.status_lights import answers
 
 RETRY_SECONDS = 1.0
 
@@ -36,16 +40,27 @@ class ShownRun(Protocol):
 
 
 class RunFeed:
-    """A run followed through the daemon, over the daemon's own end and the next one's start."""
+    """A run followed through the daemon, over the daemon's own end and the next one's start.
+
+    `heard`: when the daemon last gave a sign of life, by `clock`. `here`: the run folder is on this machine, and is
+    read while the daemon does not answer.
+    """
 
     def __init__(
-        self, client: Client, record: JobRecord, last_seen: LastSeenFile, *, clock: Callable[[], float] = time.monotonic
+        self,
+        client: Client,
+        record: JobRecord,
+        last_seen: LastSeenFile,
+        *,
+        heard: float | None = None,
+        here: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
         self.away, self.problem, self.anew = "", "", 0
         self._client, self._last_seen, self._clock = client, last_seen, clock
-        self._heard: float | None = None
+        self._heard, self._folder = heard, FolderEvents() if here else None
 
     @property
     def beat_age(self) -> float | None:
@@ -53,6 +68,35 @@ class RunFeed:
 
     async def follow(self, changed: Callable[[], None]) -> None:
         """Load the run, then apply whatever comes; `changed` is called after each. Ends only when cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow_daemon(changed))
+            if self._folder is not None:
+                tasks.create_task(self._follow_folder(self._folder, changed))
+
+    async def _follow_folder(self, folder: FolderEvents, changed: Callable[[], None]) -> None:
+        """The trainer goes on without the daemon, and its folder is not behind."""
+        while True:
+            try:
+                while (
+                    not answers(self.beat_age, self.problem)
+                    and (events := await asyncio.to_thread(folder.more, Path(self.record.run_dir))) is not None
+                ):
+                    self._apply_all(events)
+                    changed()
+            except FileNotFoundError:  # it has not begun
+                pass
+            except OSError as e:
+                self.problem = f"The run folder cannot be read: {e.strerror or e}"
+                changed()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _apply_all(self, events: Sequence[Event | QuickLine]) -> None:
+        if events and self.view.run not in ("", events[0].run):
+            self._begin_anew()
+        apply_all(self.view, events)
+        self._last_seen.saw(self.view.run, self.view.last_seq)
+
+    async def _follow_daemon(self, changed: Callable[[], None]) -> None:
         while True:
             try:
                 await self._load(changed)
@@ -68,6 +112,7 @@ class RunFeed:
     async def _load(self, changed: Callable[[], None]) -> None:
         def reading(done: int, total: int) -> None:
             self.problem = f"The daemon reads what this run has told so far: {100 * done // max(1, total)}%"
+            self._heard = self._clock()
             changed()
 
         self.record, self.view = await self._client.snapshot(self.record.id, reading)
@@ -94,7 +139,10 @@ class RunFeed:
             case JobRecord():
                 self.take(item)
             case BegunAnew():
-                self.view, self.anew = RunView(name=self.record.name, steps=self.record.steps), self.anew + 1
+                self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.view, self.anew = RunView(name=self.record.name, steps=self.record.steps), self.anew + 1
 
 
 class RecordedRun:

@@ -59,6 +59,7 @@ def run_times(
     why = _why_unknown(told, view, beat, live=live)
     left = None if why else seconds_left(view, told.planned, quiet=quiet)
     so_far, whole = (price(s, cost.rate, cost.currency) for s in (worked, worked + (left or 0.0)))
+    so_far = so_far if view.last_seq else ""  # nothing is known yet of what it has worked
     ended = told.finished_at if told.state in ENDED_STATES else 0.0
     return RunTimes(
         why if left is None else duration(left),

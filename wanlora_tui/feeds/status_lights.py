@@ -35,6 +35,12 @@ def no_link(beat_age: float | None) -> Light | None:
     return None
 
 
+def answers(beat_age: float | None, problem: str) -> bool:
+    """Whether the daemon can be asked for something. `problem`: why it cannot be followed, as far as is known: before
+    the first sign of life nothing else tells."""
+    return not problem if beat_age is None else beat_age <= BEAT_LIMIT
+
+
 def daemon_light(beat_age: float | None) -> Light:
     """`beat_age`: seconds since the last sign of life, None before the first."""
     if beat_age is None:

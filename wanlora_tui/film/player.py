@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARE = 0.5  # of one core, for drawing: what does not fit is left out
 QUICKEST = 1 / 30  # seconds between two frames
+PLAYING = frozenset({"play", "frame", "to_frame"})  # the actions that need a film
 HELD_SECONDS = 0.25  # between two looks whether somebody can see it again
 
 
@@ -63,7 +64,7 @@ class Player:
         self._owner, self._shown, self._bar = owner, shown, bar
         self._timer: Timer | None = None
         self._due = 0.0
-        self._film = True  # whether there is one to play, as far as is known
+        self.film = True  # whether there is one to play, as far as is known: nobody looks before it is to play
         self._cpu, self._wall = time.thread_time(), time.monotonic()
 
     @cached_property
@@ -126,17 +127,20 @@ class Player:
         for one in self._shown():
             one.draw(seconds)
         self._look_for_film()
-        self._bar().show(self.playhead, film=self._film)
+        self._bar().show(self.playhead, film=self.film)
         if self._timer is None and self.playhead.playing:
             self._schedule(self.playhead.wait)
 
     def _look_for_film(self) -> None:
         """One that is missing or broken is looked for again and again: until that is known, it is as it was."""
         reels = [reel for one in self._shown() for reel in one.reels]
-        if any(reel.frames and reel.duration for reel in reels):
-            self._film = True
+        known = self.film
+        if not self.playhead.moved or any(reel.frames and reel.duration for reel in reels):
+            self.film = True
         elif all(reel.whole for reel in reels):
-            self._film = False
+            self.film = False
+        if self.film != known:
+            self._owner.screen.refresh_bindings()
 
     # --- keys and mouse ----------------------------------------------------------------------------------------
 
@@ -184,7 +188,7 @@ class Player:
             self._schedule(HELD_SECONDS)
             return
         self.playhead.run_on()
-        if not self._film:
+        if not self.film:
             self._schedule(HELD_SECONDS)
             return
         cpu, wall = time.thread_time(), time.monotonic()
@@ -208,9 +212,12 @@ class Player:
 
 
 class Plays:
-    """The actions of an owner of a player, and its messages."""
+    """The actions of an owner of a player, and its messages. What plays is offered where there is a film."""
 
     player: Player
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.player.film or action not in PLAYING
 
     def action_play(self) -> None:
         self.player.toggle()

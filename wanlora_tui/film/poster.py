@@ -138,7 +138,7 @@ class Poster(Plays, Vertical, can_focus=True):
             return self.player.playhead.moved or self._chosen is not None
         if action == "prompt":
             return self._shots is not None and self._shots.prompts > 1
-        return self.at is not None
+        return self.at is not None and super().check_action(action, parameters)
 
     def action_stop(self) -> None:
         self.player.stop()

@@ -8,7 +8,6 @@ from rich.style import Style
 from textual import events, on, work
 from textual.content import Content
 from textual.geometry import Region, Size
-from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -22,17 +21,15 @@ from wanlora_tui.output.formatting import count
 from wanlora_tui.plot.curves import MOST_RUNS
 from wanlora_tui.plot.figure import SMOOTHING, Figure, Options, draw
 from wanlora_tui.plot.marks import Best, best_of
-from wanlora_tui.plot.other_runs import OtherRuns, follow, key_of, read_folder
+from wanlora_tui.plot.other_runs import OtherCame, OtherRuns, follow, key_of, read_folder
 from wanlora_tui.plot.painter import Painter
-from wanlora_tui.plot.reading import in_lines, legend, read
+from wanlora_tui.plot.reading import in_lines, legend, lines_below, lines_for, read
 from wanlora_tui.plot.series import PlottedRun, plotted
 from wanlora_tui.plot.title import EMPTY, title, with_keys
 from wanlora_tui.plot.window import Window, panned, zoomed
 from wanlora_tui.widgets.redraw_throttle import Throttle
 
 WHEEL = 0.8  # times as wide with each notch
-LEAST_ROWS = 5  # from which on there is a line that reads
-ROOMY_ROWS = 9  # and two of them, for the values of several runs
 UNSEEN_SECONDS = 10.0  # between two drawings for steps that move nothing by a dot
 
 
@@ -40,14 +37,6 @@ def _about(view: RunView) -> tuple[object, ...]:
     """What a plot shows besides steps."""
     marks = len(view.checkpoints), len(view.samples), len(view.measured), len(view.changes), len(view.findings)
     return view.run, view.attempt, view.state, len(view.losses), len(view.resumed), len(view.abandoned), marks
-
-
-class OtherCame(Message):
-    """What is known of a run to compare with, or why nothing is."""
-
-    def __init__(self, key: str, name: str, view: RunView | None, problem: str = "") -> None:
-        super().__init__()
-        self.key, self.name, self.view, self.problem = key, name, view, problem
 
 
 class LossPlot(Widget, can_focus=True):
@@ -80,6 +69,7 @@ class LossPlot(Widget, can_focus=True):
         self._options = Options()
         self._window: Window | None = None  # all steps, also those to come
         self._cursor: float | None = None  # a step
+        self._read_lines = 0  # that the cursor has needed since it is there: so many stay, and the plot with them
         self._hovering = False
         self._dragged: tuple[int, Window] | None = None  # from which column, and what was shown then
         self._figure: Figure | None = None
@@ -170,15 +160,24 @@ class LossPlot(Widget, can_focus=True):
     @property
     def figure(self) -> Figure:
         """As it is drawn at the present size."""
-        columns, rows = self.size
-        foot = 0 if rows < LEAST_ROWS else 2 if self._others and rows >= ROOMY_ROWS else 1
         if self._figure is None or self._size_drawn != self.size:
-            self._size_drawn = self.size
+            columns, rows = self._size_drawn = self.size
+            foot = self._foot_rows()
             self._figure = draw(self._runs(), self._options, self._window, columns, rows - foot)
+            self._read_lines = self._lines_to_read(self._figure)
+            if self._foot_rows() != foot:
+                self._figure = draw(self._runs(), self._options, self._window, columns, rows - self._foot_rows())
             self._strips = {}
             if (ground := self.rich_style) != self._painter.ground:
                 self._painter = Painter(self.app.theme_variables, ground)
         return self._figure
+
+    def _foot_rows(self) -> int:
+        return lines_below(self.size.height, max(self._read_lines, 2 if self._others else 1))
+
+    def _lines_to_read(self, figure: Figure) -> int:
+        needed = 0 if self._cursor is None else lines_for(read(figure, self._cursor), self.size.width)
+        return max(self._read_lines, needed) if needed else 0
 
     def render_line(self, y: int) -> Strip:
         figure = self.figure
@@ -231,6 +230,9 @@ class LossPlot(Widget, can_focus=True):
         before = self._cursor_column()
         self._cursor = step
         if self._figure is None:
+            return
+        if self._lines_to_read(self._figure) != self._read_lines:
+            self._draw_anew()
             return
         height = len(self._figure.rows)
         for column in {before, self._cursor_column()} - {None}:

@@ -1,8 +1,7 @@
 """Runs to compare with: chosen from the jobs of the daemon, or by their folder, and read or followed."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.text import Text
@@ -10,6 +9,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.content import Content
+from textual.message import Message
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -18,8 +18,8 @@ from daemon.wire.client import BegunAnew, Client
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.errors import UserError
 from presets.files import open_regular
-from presets.runs.event_data import QuickLine, data_of, quick_line
-from presets.runs.events import EVENTS_FILE, Event, decode_event
+from presets.runs.event_data import readable
+from presets.runs.events import EVENTS_FILE, Event
 from presets.runs.run_view import RunView, apply_all, apply_event
 from presets.text import escaped
 from wanlora_tui.actions import bindings
@@ -30,6 +30,14 @@ from wanlora_tui.widgets.folder_picker import PathInput
 from wanlora_tui.widgets.redraw_throttle import Dialog
 
 RETRY_SECONDS = 1.0
+
+
+class OtherCame(Message):
+    """What is known of a run to compare with, or why nothing is."""
+
+    def __init__(self, key: str, name: str, view: RunView | None, problem: str = "") -> None:
+        super().__init__()
+        self.key, self.name, self.view, self.problem = key, name, view, problem
 
 
 async def follow(client: Client, record: JobRecord, changed: Callable[[RunView], None]) -> None:
@@ -60,7 +68,7 @@ def read_folder(folder: Path) -> RunView:
     view = RunView()
     try:
         with open_regular(file) as lines:
-            apply_all(view, _events(lines))
+            apply_all(view, readable(lines))
     except OSError as e:
         raise UserError(
             f"no run can be read: {e.strerror or e}", where=str(file), fix="Name the folder of a run"
@@ -72,19 +80,6 @@ def read_folder(folder: Path) -> RunView:
 
 def _events_file(folder: Path) -> Path:
     return folder if folder.name == EVENTS_FILE else folder / EVENTS_FILE
-
-
-def _events(lines: Iterable[bytes]) -> Iterator[Event | QuickLine]:
-    """Of whole lines; damaged ones are passed over, as the daemon does."""
-    for line in lines:
-        if line.endswith(b"\n"):
-            try:
-                yield quick_line(line)
-            except (ValueError, KeyError):
-                with suppress(ValueError, KeyError, RecursionError):
-                    event = decode_event(line)
-                    data_of(event)
-                    yield event
 
 
 class RunList(OptionList):

@@ -15,6 +15,9 @@ from wanlora_tui.plot.series import LOSS, LR
 
 Piece = tuple[str, int]  # a text and its ink
 GAP = "  "
+LEAST_ROWS = 5  # of a plot, from which on there is a line that reads
+ROOMY_ROWS = 9  # and as many as are needed
+MOST_LINES = 3
 
 
 def value_text(value: float) -> str:
@@ -80,6 +83,16 @@ def in_lines(pieces: Sequence[Piece], columns: int, rows: int) -> list[list[Piec
         lines[at].append((text, ink))
         used += cells
     return lines
+
+
+def lines_for(pieces: Sequence[Piece], columns: int) -> int:
+    """How many lines whole pieces take."""
+    return sum(map(bool, in_lines(pieces, columns, len(pieces))))
+
+
+def lines_below(rows: int, needed: int) -> int:
+    """How many a plot of so many rows has below it."""
+    return 0 if rows < LEAST_ROWS else min(needed, 1 if rows < ROOMY_ROWS else MOST_LINES)
 
 
 def legend(figure: Figure) -> list[Piece]:

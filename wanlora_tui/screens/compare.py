@@ -228,7 +228,7 @@ class CompareScreen(Plays, Screen[At | None]):
             return self._shots.prompts > 1
         if action in ("pin", "beside", "step"):
             return len(self._shots.columns) > 1
-        return True
+        return super().check_action(action, parameters)
 
     def action_step(self, by: int) -> None:
         if self._at is not None:

@@ -197,10 +197,6 @@ class DashboardScreen(FirstLayout, RunCommands):
             fetching=self._fetching,
         )
         self._render_lights()
-        offered = (len(view.samples), *(offer(action, record, view) for action in sorted(COMMANDS)))
-        if offered != self._offered:
-            self._offered = offered
-            self.refresh_bindings()
         if self.run.anew > self._told_anew:
             self._told_anew = self.run.anew
             self.notify(f"{record.name} has begun anew: its run folder was emptied.", severity="warning", timeout=10)
@@ -226,6 +222,15 @@ class DashboardScreen(FirstLayout, RunCommands):
         wanted = 0 if self.shown.state in ENDED_STATES else still_to_write(planned, machine)
         self.query_one(MachineHealth).show(machine, wanted, view.ranks)
 
+    def _render_keys(self) -> None:
+        """The footer follows what is possible."""
+        record, view = self.run.record, self.run.view
+        commands = (offer(action, record, view) for action in sorted(COMMANDS))
+        offered = (len(view.samples), self.daemon_answers, *commands)
+        if offered != self._offered:
+            self._offered = offered
+            self.refresh_bindings()
+
     def _render_clock(self) -> None:
         self._render_lights()
         if not self.is_over:
@@ -242,6 +247,7 @@ class DashboardScreen(FirstLayout, RunCommands):
         self.query_one("#lights", Rows).put([Content.assemble(*parts, problem)])
         if link:  # whether ssh may be answered
             self.refresh_bindings()
+        self._render_keys()
 
     # --- panes: in a narrow terminal one at a time -------------------------------------------------------------
 
@@ -267,7 +273,11 @@ class DashboardScreen(FirstLayout, RunCommands):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the
         footer."""
-        if action in ("play", "picture", "sheet"):
+        if not super().check_action(action, parameters):
+            return False
+        if action == "play":
+            return bool(self.run.view.samples) and all(poster.player.film for poster in self.query(Poster))
+        if action in ("picture", "sheet"):
             return bool(self.run.view.samples)
         if action == "fetch":
             return self._fetch is not None

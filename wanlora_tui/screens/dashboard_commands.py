@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from textual import work
-from textual.screen import Screen
 
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
@@ -15,9 +14,11 @@ from presets.errors import UserError
 from presets.job.diff import live_value
 from presets.text import setting_text
 from wanlora_tui.feeds.run_feed import ShownRun
+from wanlora_tui.feeds.status_lights import answers
 from wanlora_tui.screens.change import ChangeScreen
 from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.screens.kinds import AsksDaemon
 from wanlora_tui.screens.resume import resume_run
 from wanlora_tui.widgets.redraw_throttle import Changed
 
@@ -25,7 +26,7 @@ from wanlora_tui.widgets.redraw_throttle import Changed
 FarRun = Callable[[str, str, Callable[[str], None]], str]
 
 
-class RunCommands(Screen[None]):
+class RunCommands(AsksDaemon):
     """The actions of a screen over one run. `client` is None for a recorded run, which takes none."""
 
     def __init__(self, run: ShownRun, client: Client | None, fetch: FarRun | None) -> None:
@@ -36,6 +37,10 @@ class RunCommands(Screen[None]):
     @property
     def run_dir(self) -> Path:
         return Path(self.run.record.run_dir)
+
+    @property
+    def daemon_answers(self) -> bool:
+        return answers(self.run.beat_age, self.run.problem)
 
     @work
     async def action_stop_run(self) -> None:

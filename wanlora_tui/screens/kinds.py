@@ -1,7 +1,10 @@
-"""What the app must know of screens that it imports only when they are opened."""
+"""What several screens are, and what the app must know of those that it imports only when they are opened."""
 
 from typing import Protocol, runtime_checkable
 
+from textual.screen import Screen
+
+from wanlora_tui.actions import needs_daemon
 from wanlora_tui.feeds.run_feed import ShownRun
 
 
@@ -23,3 +26,14 @@ class OverARun(Protocol):
 
     @property
     def is_over(self) -> bool: ...
+
+
+class AsksDaemon(Screen[None]):
+    """A screen some of whose actions need the daemon: these are offered while it answers."""
+
+    @property
+    def daemon_answers(self) -> bool:
+        raise NotImplementedError
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.daemon_answers or not needs_daemon(action)

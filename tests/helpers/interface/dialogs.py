@@ -94,7 +94,7 @@ def one_of_each(folder: Path) -> dict[type[Screen[object]], Callable[[], Dialog]
         Confirm: lambda: Confirm(question, "Stop it", "Leave it running"),
         AskText: lambda: AskText("Rename orbit_v1", "Its run folder keeps its name.", "orbit", "Rename", wrong=str),
         AskEnded: lambda: AskEnded({"done": 3, "failed": 1, "stopped": 2}),
-        JobFileScreen: lambda: JobFileScreen(folder / "broken.toml"),
+        JobFileScreen: lambda: JobFileScreen(folder / "broken.toml", daemon_answers=True),
         OtherRuns: lambda: OtherRuns([_record(2, "orbit_v2", "done"), _record(3, "neon_v1", "stopped")], [], {"#2"}),
         ChangeScreen: lambda: ChangeScreen("orbit_v1", {"training.lr": 1e-4, "training.steps": 2400}),
         CheckpointsScreen: lambda: CheckpointsScreen("orbit_v1", folder, [_checkpoint(n) for n in (200, 400, 600)]),

@@ -1,6 +1,6 @@
 import pytest
 
-from wanlora_tui.feeds.status_lights import BEAT_LIMIT, Light, link_light
+from wanlora_tui.feeds.status_lights import BEAT_LIMIT, Light, answers, link_light
 from wanlora_tui.remote.link_state import Kind, LinkState
 
 NOW = 1000.0
@@ -33,3 +33,11 @@ def test_a_daemon_that_ended_there_is_told_while_no_beat_comes():
         "bad", "no daemon runs there (key d)"
     )
     assert light("connected", 0.5, daemon="no daemon runs there") is None
+
+
+@pytest.mark.parametrize(
+    ("beat_age", "problem", "can"),
+    [(None, "", True), (None, "nobody there", False), (1.0, "of one job", True), (BEAT_LIMIT + 1, "", False)],
+)
+def test_a_silent_daemon_cannot_be_asked(beat_age: float | None, problem: str, can: bool):
+    assert answers(beat_age, problem) is can

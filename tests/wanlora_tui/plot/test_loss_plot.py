@@ -97,6 +97,28 @@ async def test_keys_zoom_read_and_go_from_mark_to_mark(view: RunView):
         assert app.plot.figure.window == app.plot.figure.whole and "steps" not in shown[0]
 
 
+@pytest.mark.parametrize("columns", [78, 60])
+async def test_what_the_cursor_reads_is_whole_and_the_plot_keeps_its_place(columns: int, view: RunView):
+    """At steps with two marks as at the others, in the columns of a terminal of 80."""
+    app = PlotApp(view)
+    async with app.run_test(size=(columns, 12)) as pilot:
+        rows = len(app.plot.figure.rows)
+        seen = [[line.rstrip() for line in await press(pilot, "m")] for _ in range(6)]
+        low = [len(app.plot.figure.rows)]
+        for key in ["m"] * 5 + ["left"] * 6:  # between two marks there is less to read
+            shown = await press(pilot, key)
+            seen.append([line.rstrip() for line in shown])
+            low.append(len(app.plot.figure.rows))
+        read = [" ".join(lines[1 + low[0] :]) for lines in seen]
+        assert any("▣" in words and "◆" in words and "lr" in words for words in read)
+        assert not [words for words in read if words.endswith("…")], read
+        assert len({*low}) == 1 and low[0] < rows, "rows that were needed stay"
+        await press(pilot, "tab")
+        app.set_focus(None)
+        await pilot.pause()
+        assert len(app.plot.figure.rows) == rows
+
+
 async def test_a_zoomed_plot_stays_where_it_is_and_one_of_all_steps_follows(view: RunView, folder: Path):
     app = PlotApp(RunView())
     async with app.run_test(size=(100, 16)) as pilot:

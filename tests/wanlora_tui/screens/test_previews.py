@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from textual.actions import parse
 from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Static
@@ -14,6 +15,7 @@ from tests.helpers.interface.films import FRAMES, add_samples, filmed, scene, wr
 from tests.helpers.interface.wizard_pilot import screen_text, until
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.film.pane import FilmPane
+from wanlora_tui.film.player import PLAYING
 from wanlora_tui.film.position_bar import PositionBar
 from wanlora_tui.film.poster import Poster
 from wanlora_tui.film.sheet_view import SheetView
@@ -41,6 +43,11 @@ def bar_at(pane: FilmPane) -> int | None:
 
 def panes(app: App[None]) -> list[FilmPane]:
     return [pane for pane in app.screen.query(FilmPane) if pane.display]
+
+
+def offered(app: App[None]) -> set[str]:
+    """The names of the actions that a key would take now."""
+    return {parse(bound.binding.action)[1] for bound in app.screen.active_bindings.values() if bound.enabled}
 
 
 async def begin(pilot: Pilot[None], key: str, screen: type) -> None:
@@ -250,8 +257,12 @@ async def test_behind_a_film_that_plays_a_missing_one_shows_no_playing_bar(tmp_p
         await pilot.press("left")
         await until(pilot, lambda: "no film to play" in screen_text(app), "that of step 0, which is not there")
         assert "►" not in screen_text(app) and "/0.8 s" not in screen_text(app)
+        assert PLAYING.isdisjoint(offered(app))
+        await until(pilot, lambda: "space Play" not in screen_text(app), "a footer without what cannot play")
         await pilot.press("right")
         await until(pilot, lambda: "►" in screen_text(app), "the film of step 50 again")
+        assert offered(app) >= PLAYING
+        await until(pilot, lambda: "space Play" in screen_text(app), "the key that plays")
 
 
 async def test_it_stands_still_while_nobody_looks(tmp_path: Path):
@@ -305,9 +316,11 @@ async def test_the_poster_is_looked_for_again_and_opens_by_a_click(tmp_path: Pat
         await until(pilot, lambda: "The film cannot be shown: it is not there." in screen_text(app), "words")
         bar = app.screen.query_one(PositionBar)
         await until(pilot, lambda: bar.render_line(0).text.strip() == "no film to play", "a bar that does not play")
+        assert PLAYING.isdisjoint(offered(app)), "of the preview that has the focus and of the dashboard"
         film.rename(poster.with_suffix(".mp4"))
         await until(pilot, lambda: "cannot be shown" not in screen_text(app), "the film")
         await until(pilot, lambda: bar.render_line(0).text.startswith("►"), "a bar that plays")
+        assert offered(app) >= PLAYING
         await pilot.click(panes(app)[0].query_one(FilmView))
         await until(pilot, lambda: isinstance(app.screen, PictureScreen), "full screen")
 

@@ -199,6 +199,6 @@ async def test_job_file(
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
         for size in sizes:
             await pilot.resize_terminal(*size)
-            await pilot.app.push_screen(JobFileScreen(file))
+            await pilot.app.push_screen(JobFileScreen(file, daemon_answers=True))
             await picture(pilot, (size,), ready=lambda: "… looking at" not in screen_text(pilot.app))
             await pilot.app.pop_screen()

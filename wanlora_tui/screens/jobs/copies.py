@@ -57,7 +57,7 @@ class JobCopies(JobRequests):
         if chosen is None:
             return
         path = Path(chosen)
-        answer = await self.app.push_screen_wait(JobFileScreen(path))
+        answer = await self.app.push_screen_wait(JobFileScreen(path, daemon_answers=self.daemon_answers))
         try:
             if answer == "submit":
                 record = await self._client.submit(path)

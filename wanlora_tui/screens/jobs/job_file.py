@@ -37,7 +37,7 @@ class FindingsPage(VerticalScroll):
 
 
 class JobFileScreen(Dialog[str]):
-    """Dismisses with "submit", "wizard", or "" to leave it alone."""
+    """Dismisses with "submit", "wizard", or "" to leave it alone. `daemon_answers`: else it cannot be submitted now."""
 
     BINDINGS = bindings("dialog.cancel", "app.help")
     DEFAULT_CSS = """
@@ -52,9 +52,9 @@ class JobFileScreen(Dialog[str]):
     JobFileScreen Button { margin-right: 2; }
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, daemon_answers: bool) -> None:
         super().__init__()
-        self._path, self._found = path, Look()
+        self._path, self._daemon_answers, self._found = path, daemon_answers, Look()
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -98,10 +98,13 @@ class JobFileScreen(Dialog[str]):
     @on(Checked)
     def _checked(self, event: Checked) -> None:
         first = "It cannot be trained as it is: the errors must be mended first.\n\n" if event.errors else ""
+        if not self._daemon_answers:
+            first += "It cannot be submitted now: the daemon does not answer.\n\n"
         self.query_one("#job-file-findings", Static).update(first + escaped(event.text))
         submit, wizard = self.query_one("#submit", Button), self.query_one("#wizard", Button)
-        submit.disabled, wizard.disabled = event.errors, not event.opens
-        (wizard if event.errors and event.opens else self.query_one("#cancel") if event.errors else submit).focus()
+        submit.disabled, wizard.disabled = event.errors or not self._daemon_answers, not event.opens
+        answer = next((button for button in (submit, wizard) if not button.disabled), self.query_one("#cancel"))
+        answer.focus()
 
     @on(Button.Pressed)
     def _answered(self, event: Button.Pressed) -> None:

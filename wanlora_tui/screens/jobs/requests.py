@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from textual import work
-from textual.screen import Screen
 
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
@@ -12,7 +11,9 @@ from daemon.wire.list_messages import HIGHEST_PRIORITY, Place
 from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 from wanlora_tui.feeds.job_list import JobList
+from wanlora_tui.feeds.status_lights import answers
 from wanlora_tui.output.formatting import count, waits_for
+from wanlora_tui.screens.kinds import AsksDaemon
 
 Request = Callable[[int], Awaitable[JobRecord]]
 
@@ -35,7 +36,7 @@ def possible(record: JobRecord) -> dict[str, bool]:
     }
 
 
-class JobRequests(Screen[None]):
+class JobRequests(AsksDaemon):
     """A screen with a job under its cursor."""
 
     def __init__(self, client: Client, job_list: JobList) -> None:
@@ -48,6 +49,10 @@ class JobRequests(Screen[None]):
     def go_to(self, record: JobRecord) -> None:
         """Put the cursor on it."""
         raise NotImplementedError
+
+    @property
+    def daemon_answers(self) -> bool:
+        return answers(self._job_list.beat_age, self._job_list.problem)
 
     async def _sure(self, question: str, yes: str, no: str) -> bool:
         from wanlora_tui.screens.confirm import Confirm  # the first frame does not wait for it, nor for resuming

@@ -122,9 +122,10 @@ class JobsScreen(FirstLayout, JobCopies):
         self._drawing.ask()
 
     def _tick(self) -> None:
-        """What time alone changes: the daemon's light, and what counts down or runs."""
+        """What time alone changes: the daemon's light, what can be asked of it, and what counts down or runs."""
         self._render_title()
         self._render_detail()
+        self._render_keys()
 
     def _say(self, selector: str, content: str | Text) -> None:
         """Only what has changed is laid out anew."""
@@ -208,7 +209,8 @@ class JobsScreen(FirstLayout, JobCopies):
     def _render_keys(self) -> None:
         """The footer follows what is possible."""
         record = self._current()
-        offered = (*(possible(record).items() if record else ()), self._order, self._filter, *self._ended())
+        about = self._order, self._filter, self.daemon_answers
+        offered = (*(possible(record).items() if record else ()), *about, *self._ended())
         if offered != self._offered:
             self._offered = offered
             self.refresh_bindings()
@@ -269,6 +271,8 @@ class JobsScreen(FirstLayout, JobCopies):
         """What would do nothing for this job, or here, is not offered."""
         if not self.is_mounted:
             return True
+        if not super().check_action(action, parameters):
+            return False
         record = self._current()
         match action:
             case "show_all_jobs":
@@ -277,6 +281,8 @@ class JobsScreen(FirstLayout, JobCopies):
                 return len(self._job_list.records) > 1
             case "remove_ended":
                 return any(self._ended())
+            case "new_job" if is_away():  # the wizard runs there
+                return self.daemon_answers
             case "submit_file":
                 return not is_away()
             case "duplicate_job" if is_away():
