@@ -37,6 +37,12 @@ def counted(findings: Iterable[Finding]) -> str:
     return ", ".join(f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}" for s in SEVERITIES if (n := found.count(s)))
 
 
+def marks_of_all(findings: Iterable[Finding]) -> str:
+    """`✗1 !2 i1`."""
+    found: list[str] = [f.severity for f in findings]
+    return " ".join(f"{HEADINGS[s][0]}{n}" for s in SEVERITIES if (n := found.count(s)))
+
+
 def mark(findings: Iterable[Finding]) -> str:
     """What a step's findings come to: `✗2`, `!1`, "" when there are none that count."""
     found: list[str] = [f.severity for f in findings]

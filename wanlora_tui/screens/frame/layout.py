@@ -18,6 +18,7 @@ WizardScreen #help-text { height: auto; }
 WizardScreen #nav { height: 1; padding: 0 1; }
 WizardScreen #nav Button { min-width: 0; width: 14; }
 WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
+WizardScreen #nav-state.-found { color: $text-warning; }
 /* short and narrow terminals: what one fills in and what was found come before the help */
 WizardScreen.-low #help-area, WizardScreen.-tiny #help-area { display: none; }
 WizardScreen.-low #forecast-line { height: 1; }
@@ -26,7 +27,7 @@ WizardScreen.-low StepPane, WizardScreen.-tiny StepPane { overflow-y: auto; }
 WizardScreen.-low CaptionsPane #caption-form, WizardScreen.-tiny CaptionsPane #caption-form { max-height: 1000; }
 WizardScreen.-tiny #wizard-title, WizardScreen.-tiny #forecast-line, WizardScreen.-tiny Footer { display: none; }
 WizardScreen.-cramped #nav { padding: 0; }
-WizardScreen.-cramped #nav-state { display: none; }
+WizardScreen.-cramped #nav-state { width: auto; }
 WizardScreen.-cramped #nav Button { width: 1fr; }
 /* the control and its note under the label */
 WizardScreen.-cramped FieldInput > Horizontal {

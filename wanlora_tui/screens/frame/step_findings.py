@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
@@ -36,7 +35,7 @@ class _Findings(OptionList):
 
 
 class StepFindings(Dialog[Jump | Fix | None]):
-    """Dismisses with what is to be done, or with None."""
+    """Of one finding or more. Dismisses with what is to be done, or with None."""
 
     BINDINGS = bindings("findings.fix", "findings.close", "app.help")
     DEFAULT_CSS = """
@@ -57,16 +56,13 @@ class StepFindings(Dialog[Jump | Fix | None]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = self.findings_title
-            if self.findings:
-                yield _Findings(*(Option(entry(f)) for f in self.findings), markup=False)
-            else:
-                yield _Findings(Option(Text("✓ Nothing was found here."), disabled=True), markup=False)
+            yield _Findings(*(Option(entry(f)) for f in self.findings), markup=False)
         yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         found = self.query_one(_Findings)
         found.focus()
-        found.highlighted = 0 if self.findings else None
+        found.highlighted = 0
 
     def _current(self) -> Finding | None:
         index = self.query_one(_Findings).highlighted

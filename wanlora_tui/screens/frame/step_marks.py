@@ -1,8 +1,9 @@
-"""What each step of the wizard has come to, in the list of steps and in the title."""
+"""What each step of the wizard has come to: in the list of steps, in the title, and between Back and Next."""
 
 from typing import Any
 
 from rich.cells import cell_len
+from textual import events, on
 from textual.screen import Screen
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
@@ -11,7 +12,9 @@ from presets.findings import Finding
 from presets.text import escaped
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import STEPS, position, step_of_field
-from wanlora_tui.screens.frame.finding_text import mark
+from wanlora_tui.screens.frame.finding_text import counted, mark, marks_of_all
+
+BUTTONS = (30, 24)  # columns that Back and Next take at least: on most terminals, on a narrow one
 
 
 def complete(state: WizardState, step: str, here: str, findings: list[Finding] | None) -> str:
@@ -39,8 +42,15 @@ def title_line(place: int, marks: list[str], room: int, copy_of: str = "") -> st
     return next((line for what in made if cell_len(line := f"{what} · {title}") <= room), title)
 
 
+def findings_line(found: list[Finding], room: int) -> str:
+    """How many findings a step has, and the key that shows them, in the most words for which there is room."""
+    words, them = counted(found), "them" if len(found) > 1 else "it"
+    lines = (f"{words} here: ^S shows {them}", f"{words} ^S", f"{marks_of_all(found)} ^S")
+    return next((line for line in lines if cell_len(line) <= room), lines[-1])
+
+
 class MarkingScreen(Screen[Any]):
-    """A screen with a list `#steps` and a line `#wizard-title`."""
+    """A screen with a list `#steps`, a line `#wizard-title` and a `#nav-state` between two buttons."""
 
     state: WizardState
     findings: list[Finding] | None
@@ -48,7 +58,8 @@ class MarkingScreen(Screen[Any]):
     def __init__(self) -> None:
         super().__init__()
         self._listed: list[tuple[str, bool]] = []  # the steps as they are shown
-        self._titled = ""
+        self._titled = self._stated = ""
+        self._found_here: list[Finding] = []
 
     @property
     def step(self) -> str:
@@ -88,3 +99,26 @@ class MarkingScreen(Screen[Any]):
         if self._titled != title:
             self._titled = title
             self.query_one("#wizard-title", Static).update(title, layout=False)
+        self._show_found_here(found.get(self.step, []))
+
+    def _show_found_here(self, found: list[Finding]) -> None:
+        offered, self._found_here = bool(self._found_here), found
+        if offered != bool(found):
+            self.refresh_bindings()
+            self.query_one("#nav-state").set_class(bool(found), "-found")
+        cramped = self.has_class("-cramped")
+        usual = "" if cramped else "the draft is kept as you type"
+        self.state_words(findings_line(found, self.size.width - BUTTONS[cramped]) if found else usual)
+
+    def state_words(self, text: str) -> None:
+        """What stands between Back and Next."""
+        if text != self._stated:
+            self._stated = text
+            self.query_one("#nav-state", Static).update(text, layout=self.has_class("-cramped"))
+
+    @on(events.Click, "#nav-state")
+    async def _found_clicked(self) -> None:
+        await self.run_action("findings")
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self._found_here) if action == "findings" else super().check_action(action, parameters)

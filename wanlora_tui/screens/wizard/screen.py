@@ -153,7 +153,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
     async def _machine_known(self) -> None:
         """Steps from the third on need the machine; it takes a moment to read."""
         if position(self.step) > position("clips"):
-            self.query_one("#nav-state", Static).update("… reading the machine")
+            self.state_words("… reading the machine")
             await self._machine_there.wait()
 
     def set_focus(self, widget: Widget | None, scroll_visible: bool = True, from_app_focus: bool = False) -> None:
@@ -228,7 +228,6 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             pane.bring_up_to_date()
         if self._box.came_back:  # the step stands there in one frame; title, help and focus follow in the next
             self.draw()
-        self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = name == NAMES[0]
         set_label(self.query_one("#next", Button), "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶")
         self.list_steps()

@@ -1,6 +1,20 @@
 """The title of the wizard's steps."""
 
-from wanlora_tui.screens.frame.step_marks import title_line
+from presets.findings import Finding, Severity
+from wanlora_tui.screens.frame.step_marks import findings_line, title_line
+
+SEVERITIES_FOUND: tuple[Severity, ...] = ("warning", "error", "warning", "advice")
+
+
+def test_what_was_found_is_counted_in_the_words_there_is_room_for() -> None:
+    found = [
+        Finding(code="code", severity=severity, field="training.lr", message="wrong", fix="mend it")
+        for severity in SEVERITIES_FOUND
+    ]
+    assert findings_line(found, 60) == "✗ 1 error, ! 2 warnings, i 1 hint here: ^S shows them"
+    assert findings_line(found, 50) == "✗ 1 error, ! 2 warnings, i 1 hint ^S"
+    assert findings_line(found, 16) == "✗1 !2 i1 ^S"
+    assert findings_line(found[:1], 50) == "! 1 warning here: ^S shows it"
 
 
 def test_the_title_keeps_what_was_found_where_there_is_little_room() -> None:

@@ -28,6 +28,7 @@ from tests.helpers.waiting import until as until_outside
 from tests.wanlora_tui.screens.wizard.test_mending import at_clips
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed
 from wanlora_tui.draft.draft_store import DraftStore
+from wanlora_tui.screens.frame.step_findings import StepFindings
 from wanlora_tui.screens.wizard import reading
 from wanlora_tui.widgets.field_input import FieldInput
 
@@ -175,6 +176,29 @@ async def test_marks_tell_what_was_found_and_lead_there(work: Path) -> None:
         await pilot.press("f")
         await until(pilot, lambda: not screen_of(pilot).state.draft.typed, "the fix")
         await until(pilot, lambda: "✗1 4 Machine" not in screen_text(pilot.app), "the mark gone")
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [((80, 24), "✗ 1 error here: ^S shows it"), ((40, 24), "✗ 1 error ^S")],
+)
+async def test_findings_of_a_step_are_told_with_their_key(work: Path, size: tuple[int, int], said: str) -> None:
+    draft = a_draft(work, "settings", typed={"training.lr": "fast"})
+    async with wizard(draft, size=size) as pilot:
+        await resumed(pilot, "settings")
+        screen = screen_of(pilot)
+        await until(pilot, lambda: screen.findings is not None, "the findings")
+        await until(pilot, lambda: said in screen_text(pilot.app), said)
+        text = screen_text(pilot.app)
+        assert "Back ^D" in text and "Next ^G" in text, text
+        await pilot.click("#nav-state")
+        await until(pilot, lambda: isinstance(pilot.app.screen, StepFindings), "the findings")
+        await pilot.press("f")
+        await until(pilot, lambda: not screen.state.draft.typed and pilot.app.screen is screen, "the fix")
+        await until(pilot, lambda: "^S" not in screen_text(pilot.app), "nothing is offered")
+        assert "ctrl+s" not in screen.active_bindings
+        await pilot.press("ctrl+s")
+        assert pilot.app.screen is screen
 
 
 @pytest.mark.parametrize("size", [(60, 15), pytest.param((20, 5), marks=pytest.mark.thorough)])
