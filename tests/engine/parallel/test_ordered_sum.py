@@ -135,6 +135,21 @@ def test_a_rank_that_fails_gives_zeros_for_what_it_has_not_sent(
     assert all(mine.any() for mine, _ in heard[0])
 
 
+def test_what_a_rank_that_fails_still_has_is_let_go_before_it_sends_zeros():
+    sent: list[bool] = []
+
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        sent.append(bool(mine.any()))
+        return [mine]
+
+    of = parameters()
+    total = OrderedSum(of, gather, 0)
+    with total.kept_apart([counts(0)], ahead=False):
+        backward(of, 0)
+        total.send_rest(void=True)
+    assert sent == [False]
+
+
 def test_a_use_that_never_comes_changes_no_sum():
     of, alone = parameters(), parameters()
     total = OrderedSum(of, lambda mine: [mine], 0)
