@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling_simulated          (the tables of docs/scaling.md, in a second, on any machine)
 
-Nothing here was run on cards. A micro-batch takes what one H100 was measured to take. The ring that gathers gradients
-is played hop by hop, each with the rate of its link, piece after piece as engine.parallel.ordered_sum sends them, and
-each rank adds in the order of the ranks. The formula of presets.planner.several_gpus, which `wanlora plan --gpus`
-prints, is held against it by a test.
+Nothing here was run on cards. A micro-batch takes what one H100 was measured to take, and the exchange is added to it
+whole, though the way back hides most of it. The ring that gathers gradients is played hop by hop, each with the rate of
+its link, piece after piece as engine.parallel.ordered_sum sends them, and each rank adds in the order of the ranks. The
+formula of presets.planner.several_gpus, which `wanlora plan --gpus` prints, is held against it by a test.
 """
 
 from bisect import bisect_right
@@ -16,7 +16,7 @@ from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
 
 RANK = 16
 LORA_BYTES = 4 * ExpertShape().lora_parameters(RANK)  # fp32: 307 MB
-PIECE = 2**26  # bytes that a rank sends at once (engine.parallel.ordered_sum)
+PIECE = 2**24  # bytes that a rank sends at once (engine.parallel.ordered_sum)
 MEMORY_GBPS = 3000.0  # an H100's, 3.35 TB/s by its sheet
 HELD = 0.8  # of a link's sheet, as NCCL reaches it
 OPTIMIZER_SECONDS = 0.02

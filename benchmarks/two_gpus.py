@@ -3,9 +3,10 @@
     python -m benchmarks.two_gpus --gib 15 --json two.json        (two NVIDIA cards of one host, 48 GiB of host RAM)
     python -m benchmarks.two_gpus --tiny                           (the same code on the CPU, gloo in NCCL's place)
 
-Two questions of training on several GPUs. May both ranks read ONE copy of the packed blocks, in shared memory that each
-registers for itself, as fast as a copy of its own? And what does a sum in the order of the ranks, which has the bits of
-one GPU that accumulates, cost beside all_reduce, which adds as it likes? Ratios are to one rank alone, and to
+Three questions of training on several GPUs. May both ranks read ONE copy of the packed blocks, in shared memory that
+each registers for itself, as fast as a copy of its own? And what does a sum in the order of the ranks, which has the
+bits of one GPU that accumulates, cost beside all_reduce, which adds as it likes? And how much of it is left where
+gradients are sent while the way back goes on (engine.parallel.ordered_sum)? Ratios are to one rank alone, and to
 all_reduce.
 """
 
@@ -15,6 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from engine.parallel.ordered_sum import OrderedSum
+
 GIB = 2**30
 BLOCK = 336 * 2**20  # bytes of one block in float8
 LORA = 76_677_120  # parameters of rank 16 on the ten linears of 40 blocks
+BLOCKS, SIDES = 40, 20  # of that LoRA, and parameters of each
 ROUNDS = 3
 
 
@@ -63,6 +68,7 @@ def _rank(rank: int, folder: Path, size: int, tiny: bool) -> None:
     shared = torch.from_file(str(folder / "blocks"), shared=True, size=size, dtype=torch.uint8)
     found |= _copies("one shared copy", shared, rank, device)
     found |= _sums(device, 4096 if tiny else LORA)
+    found |= _ahead(device, 4000 if tiny else LORA)
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -124,6 +130,48 @@ def _sums(device: torch.device, count: int) -> dict[str, Any]:
         "ratio to all_reduce": gather / reduce,
         "equal to one GPU's accumulation": bool(torch.equal(summed, accumulated)),
     }
+
+
+def _ahead(device: torch.device, count: int) -> dict[str, Any]:
+    """Milliseconds that the exchange adds to a way back of 40 blocks, each some products and then its gradients; behind
+    it, and while it goes on."""
+    generator, each = torch.Generator().manual_seed(2), count // (BLOCKS * SIDES)
+    names = [f"{block}.{side}" for block in range(BLOCKS) for side in range(SIDES)]
+    parameters = {name: torch.nn.Parameter(torch.zeros(each, device=device)) for name in names}
+    gradients = [torch.randn(len(names), each, generator=generator).to(device) for _ in range(2)]
+    side = 64 if device.type == "cpu" else 8192
+    work = torch.randn(side, side, generator=generator).to(device, torch.bfloat16)
+
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        out = [torch.empty_like(mine) for _ in range(2)]
+        dist.all_gather(out, mine)
+        return out
+
+    def back() -> None:
+        for parameter in parameters.values():
+            parameter.grad = None
+        for block in reversed(range(BLOCKS)):
+            for _ in range(6):
+                work @ work
+            mine = names[block * SIDES : (block + 1) * SIDES]
+            rows = gradients[dist.get_rank()][block * SIDES : (block + 1) * SIDES]
+            torch.autograd.backward([parameters[name] for name in mine], [row.clone() for row in rows])
+
+    def step(ahead: bool) -> None:
+        total = OrderedSum(parameters, gather, dist.get_rank())
+        with total.kept_apart([[1] * len(names)] * 2, ahead=ahead):
+            back()
+            total.send_rest()
+        total.finish()
+
+    found: dict[str, Any] = {"way back, ms": _seconds(back, device) * 1e3}
+    right = gradients[0] + gradients[1]
+    for name, ahead in (("behind it", False), ("while it goes on", True)):
+        found[f"exchange {name}, ms more"] = _seconds(partial(step, ahead), device) * 1e3 - found["way back, ms"]
+        grads = [p.grad for p in parameters.values() if p.grad is not None]
+        same = all(torch.equal(grad, row) for grad, row in zip(grads, right, strict=True))
+        found[f"exchange {name}: as accumulated"] = same
+    return found
 
 
 def _seconds(work: Callable[[], None], device: torch.device) -> float:

@@ -197,7 +197,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
     try:
         control.raise_if_stop_requested()
         with memory_errors():
-            device = open_device_with_room(limits.device, vram=limits.vram)
+            device = open_device_with_room(limits.device, vram=limits.vram, sharers=rank.on_host)
             if limits.device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(device, facts.machine)  # before anything is downloaded or packed
             from engine.memory.planning import Running
@@ -277,7 +277,7 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         from engine.follow import follow
         from engine.memory.out_of_memory import open_device_with_room
 
-        device = open_device_with_room(limits.device, vram=limits.vram)
+        device = open_device_with_room(limits.device, vram=limits.vram, sharers=rank.on_host)
     except (UserError, OSError) as e:  # of this rank's own GPU, too, which the first does not look at
         from engine.parallel.refusals import refuse_own
 

@@ -27,7 +27,7 @@ from engine.executor.token_split import Share, TokenSplit
 from engine.executor.weight_ring import Key
 from engine.system.device import fixed_order
 from engine.wan.attention import Attention
-from engine.wan.block import BlockWeights, PassInputs
+from engine.wan.block import BEFORE_LINEARS, TEXT_LINEARS, BlockWeights, PassInputs
 
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
@@ -180,6 +180,17 @@ class BlockExecutor:
         count = min(self.resources.plan.kept_for(rows), self.blocks)
         assert count <= len(self._chosen), "a kept graph needs its weights to stay"
         return set(self._chosen[len(self._chosen) - count :])
+
+    def uses(self, clips: int, tokens: int, most: int) -> list[int]:
+        """How often a pass back adds to the gradient of each of the LoRA's parameters, in their order. `tokens`: of
+        each clip, on the rank that is asked about; `most`: on the one that has most."""
+        kept, chunks = self._kept(clips * most), len(self._chunks(tokens))
+        return [
+            1 if block in kept or name in (*BEFORE_LINEARS, *TEXT_LINEARS) else chunks
+            for block, lora in enumerate(self.weights.lora)
+            for name, pair in lora.items()
+            for _ in pair
+        ]
 
     def _stage(self, h_BTD: torch.Tensor, given: PassInputs, share: Share | None) -> Stage | None:
         """Where blocks of this pass run as CUDA graphs. An accelerator's own tensors lie somewhere else every time, and

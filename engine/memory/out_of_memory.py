@@ -28,10 +28,10 @@ DOING: dict[Part, str] = {
 END_OTHERS = "end other programs on the card, or use one with more memory"
 
 
-def open_device_with_room(name: str | None, *, vram: int | None) -> torch.device:
+def open_device_with_room(name: str | None, *, vram: int | None, sharers: int = 1) -> torch.device:
     """`open_device`, or one UserError where other programs have the whole card."""
     try:
-        return open_device(name, vram=vram)
+        return open_device(name, vram=vram, sharers=sharers)
     except torch.OutOfMemoryError as e:
         raise UserError(
             f"the GPU has no memory left to begin with: {str(e).splitlines()[0]}",

@@ -81,11 +81,14 @@ class Team:
         }
         self._sharing = groups[self.part.ranks]  # every rank has to make every group
         limit = timedelta(seconds=HANGS_SECONDS)
-        clips = {
+        clips = [part.clip for part in parts if part.each > 1]
+        within_steps = {
             ranks: dist.new_group(list(ranks), backend=backend, timeout=limit)
-            for ranks in dict.fromkeys(part.clip for part in parts if part.each > 1)
+            for ranks in dict.fromkeys([*clips, *(part.ranks for part in parts if part.sharing > 1)])
         }
-        self.clip_group = clips.get(self.part.clip)  # those that share clips; None where a rank has its own
+        self._gradients = within_steps.get(self.part.ranks)
+        # those that share clips; None where a rank has its own
+        self.clip_group = within_steps[self.part.clip] if self.part.each > 1 else None
         self._working = False  # an order is being carried out
         self._lost, self._watch = lost, Watch({}, self._on_lost)
         self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS)
@@ -114,7 +117,7 @@ class Team:
     def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
         """The tensor of each rank that shares a step: all of one shape, type and kind of device."""
         out = [torch.empty_like(mine) for _ in self.part.ranks]
-        self.ask(lambda: dist.all_gather(out, mine, group=self._sharing))
+        self.ask(lambda: dist.all_gather(out, mine, group=self._gradients))
         return out
 
     def hand(self, tensor: torch.Tensor, place: int) -> None:

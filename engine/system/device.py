@@ -67,16 +67,18 @@ def compile_alike() -> None:
     config.shape_padding = False  # else products with padding where that is faster
 
 
-def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
-    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. To be called
-    before anything is multiplied there. Raises torch.OutOfMemoryError on a GPU that has no room at all."""
+def open_device(name: str | None = None, *, vram: int | None = None, sharers: int = 1) -> torch.device:
+    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes; `sharers`:
+    processes of this host that each open a GPU of their own. To be called before anything is multiplied there. Raises
+    torch.OutOfMemoryError on a GPU that has no room at all."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
         from torch._inductor import config as inductor
 
         config.recompile_limit = VARIANTS
-        # the compiler's processes, up to 32 of each rank, end once a minute has passed without work for them
+        # the compiler's processes, up to 32 on a host, end once a minute has passed without work for them
+        inductor.compile_threads = max(1, (inductor.compile_threads or 1) // sharers)
         inductor.quiesce_async_compile_pool = True
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")

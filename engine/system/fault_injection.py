@@ -31,6 +31,7 @@ POINTS = {
     "noise": "before its noise and sigma are drawn",
     "forward": "before the first term's forward and backward",
     "backward": "after the last term's backward",
+    "gradients.send": "before a rank sends gradients of a step that it shares (step: pieces before them in their step)",
     "optimizer.before-step": "gradients are clipped, weights as before",
     "optimizer.after-step": "weights moved, running average not",
     "ema": "weights and running average moved, no event yet",

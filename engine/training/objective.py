@@ -9,7 +9,7 @@ B batch, C (latent) channels, F h w latent shape, S text tokens, D text width.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -260,7 +260,7 @@ def loss_terms(
     if batch.masks is not None:
         mask = torch.from_numpy(batch.masks).unsqueeze(1).to(run.placement.device)
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share, mask)]
-    if preserved := preserved_rows(run.job, batch):
+    if preserved := preserved_rows(run.job, batch.captions):
         part: Rows = list(preserved) if len(preserved) < len(batch.captions) else slice(None)
         text = run.text(list(preserved.values()))
         base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0, split=run.split)
@@ -269,20 +269,20 @@ def loss_terms(
     return out
 
 
-def preserved_rows(job: Job, batch: Batch) -> dict[int, str]:
-    """The prompts whose answers are to stay as the base's, by row of the micro-batch."""
+def preserved_rows(job: Job, captions: Sequence[str]) -> dict[int, str]:
+    """The prompts whose answers are to stay as the base's, by row of a micro-batch with these captions."""
     if not preserves(job.training):
         return {}
-    prompts = [preserved_prompt(job.training, caption, job.job.trigger) for caption in batch.captions]
+    prompts = [preserved_prompt(job.training, caption, job.job.trigger) for caption in captions]
     # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
     # things of one prompt.
-    both = zip(prompts, batch.captions, strict=True)
+    both = zip(prompts, captions, strict=True)
     return {i: prompt for i, (prompt, caption) in enumerate(both) if prompt != caption}
 
 
-def passes_of(job: Job, batch: Batch) -> list[PassSize]:
-    """What `through_expert` takes through the expert, in order."""
-    main, preserved = PassSize(len(batch.ids), back=True), len(preserved_rows(job, batch))
+def passes_of(job: Job, captions: Sequence[str]) -> list[PassSize]:
+    """What `through_expert` takes through the expert, in order, of a micro-batch with these captions."""
+    main, preserved = PassSize(len(captions), back=True), len(preserved_rows(job, captions))
     return [PassSize(preserved), main, PassSize(preserved, back=True)] if preserved else [main]
 
 

@@ -16,10 +16,10 @@ import torch
 from engine.adapters.gradient_check import LEAST
 from engine.encode.shared_encodes import HandingFailed, NotReady
 from engine.executor.passes_to_end import RanShort, by_all
-from engine.executor.token_split import TokenSplit
+from engine.executor.token_split import TokenSplit, run_lengths
 from engine.memory.planning import Shortage
 from engine.parallel.lost_clips import ClipLost, clip_lost
-from engine.parallel.ordered_sum import OrderedSum, Uses, count
+from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import Loss, RankFailed, Team
 from engine.runfolder.control import StopRequested
@@ -178,11 +178,9 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
 
 @dataclass
 class _Told:
-    """What a rank tells those that share a step with it, of its micro-batch, and of the room to exchange what came of
-    it."""
+    """What a rank tells those that share a step with it, of its micro-batch."""
 
     made: MicroBatch | None = None  # the losses on the CPU
-    uses: list[int] = field(default_factory=list)  # of each parameter
     refused: tuple[str, str, str] | None = None  # a UserError
     short: tuple[ExhaustedPhase, Shortage] | None = None  # memory ran out
     bug: str = ""
@@ -244,7 +242,7 @@ def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedB
 
     executor, tokens = run.experts.executors[expert], noised.batch.draws[0].item.bucket.tokens
     try:
-        return by_all(team, "clip", executor, run.split, tokens, passes_of(run.job, noised.batch), made)
+        return by_all(team, "clip", executor, run.split, tokens, passes_of(run.job, noised.batch.captions), made)
     except RanShort:
         raise SharedShortage(*short[-1]) from None
 
@@ -254,22 +252,25 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
     the bit. Those that share a clip each give what their own tokens add to it. What befalls one of them befalls all.
     Raises RankFailed where another has met a bug, and ClipLost."""
     learner, result = run.learners[expert], StepResult()
-    total = OrderedSum(learner.parameters, team.gather)
     mine, part = micro_batches(run.job, step), team.part
+    total = OrderedSum(learner.parameters, team.gather, part.place)
     for first in mine[:: part.at_once]:
         bug: Exception | None = None
         told = _Told()
-        with total.kept_apart() as uses:
+        # ranks that share a clip wait for each other's tokens, not for gradients in between
+        with total.kept_apart(uses_by_rank(run, team, expert, first), ahead=part.each == 1):
             try:
                 began = time.perf_counter()
                 with memory_errors():
                     noise = partial(noised_batch, run, step, first + part.turn, expert, watch)
                     made = shared_clip(run, team, step, expert, shared_batch(run, team, noise), watch)
                     told.made = replace(made, losses=[(name, loss.cpu()) for name, loss in made.losses])
-                    told.uses, told.seconds = count(uses), time.perf_counter() - began
+                    told.seconds = time.perf_counter() - began
                     told.vram = vram_gib(run.placement.device)
                     if first + part.at_once == mine.stop and not learner.optimizer.state:
                         reserve_state(run, learner)  # here, where all ranks hear of it
+                    with watch.part("exchange"):
+                        total.send_rest()
             except ClipLost:
                 raise
             except NotReady:
@@ -284,13 +285,12 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
                 told.refused = (e.what, e.where, e.fix)
             except Exception as e:
                 told.bug, bug = f"{type(e).__name__}: {e}", e
+            send_zeros(team, total, bug)
         run.control.stop_requested()
         told.stop, told.warnings = run.control.why, take_warnings(run.log)
         with watch.part("exchange"):
             everyone = team.exchange_sharing(told)
         _heed(run, team, everyone, bug)
-        with watch.part("exchange"):
-            add_up(run, team, total, uses, [one.uses for one in everyone])
         for place, (rank, one) in enumerate(zip(part.ranks, everyone, strict=True)):
             assert one.made is not None
             if place % part.each == 0:  # the others of its clip have made the same
@@ -305,23 +305,28 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
     return result
 
 
-def add_up(run: Run, team: Team, total: OrderedSum, uses: Uses, counts: list[list[int]]) -> None:
-    """Add the gradients of a micro-batch of each rank to the step's, on all of them or on none. Raises
-    SharedShortage."""
-    told = _Told()
+def uses_by_rank(run: Run, team: Team, expert: Expert, first: int) -> list[list[int]]:
+    """How often each rank adds to the gradient of each parameter in its micro-batch, from `first` on: which clips the
+    others have is drawn as here, and all have the same plan."""
+    executor, part = run.experts.executors[expert], team.part
+    out = []
+    for place in range(part.sharing):
+        draws = run.loader.sampler.batch(first + place // part.each)
+        lengths = run_lengths(draws[0].item.bucket.tokens, part.each)
+        passes = passes_of(run.job, [draw.caption for draw in draws])
+        back = [executor.uses(size.clips, lengths[place % part.each], lengths[0]) for size in passes if size.back]
+        out.append([sum(uses) for uses in zip(*back, strict=True)])
+    return out
+
+
+def send_zeros(team: Team, total: OrderedSum, bug: Exception | None) -> None:
+    """Where this rank has failed, the others wait for the rest of its gradients all the same. Raises the bug, or else
+    RankFailed, where they cannot be sent: nobody knows by now how far the others are."""
     try:
         with memory_errors():
-            total.make_room(counts)
-    except torch.OutOfMemoryError:
-        told.short = ("step", why_short(run))
-    for one in team.exchange_sharing(told):
-        if one.short:
-            raise SharedShortage(*one.short)
-    try:
-        with memory_errors():
-            total.add(uses, counts)
-    except torch.OutOfMemoryError as e:  # nobody knows by now how far the others are: not to be tried again
-        raise RankFailed(f"rank {team.rank.number} found no memory while gradients were exchanged: {e}") from e
+            total.send_rest(void=True)
+    except RuntimeError as e:
+        raise bug or RankFailed(f"rank {team.rank.number} could not exchange gradients: {e}") from e
 
 
 def _heed(run: Run, team: Team, everyone: list[_Told], bug: Exception | None) -> None:

@@ -103,6 +103,24 @@ def test_the_same_operations_give_the_same_bits(weights, parameters, plain, plan
     assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
 
 
+@pytest.mark.parametrize("plan", [{}, {"chunk": 7}, {"chunk": 7, "resident": 4, "kept": 2}], ids=str)
+def test_how_often_parameters_are_used_is_known_before(weights, parameters, plan):
+    run, found = streamed(weights, **plan), dict.fromkeys(parameters, 0)
+
+    def count(name: str, parameter: torch.Tensor) -> None:
+        found[name] += 1
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(partial(count, name)) for name, p in parameters.items()]
+    for _ in range(2):
+        run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+    for hook in hooks:
+        hook.remove()
+    tokens = X.shape[2:].numel() // 4
+    assert list(found.values()) == [2 * uses for uses in run.uses(len(X), tokens, tokens)]
+    assert set(found.values()) == ({2, 6} if plan else {2})
+
+
 @pytest.mark.parametrize(
     "plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "activations": "device"}], ids=str
 )

@@ -160,12 +160,11 @@ def test_gradients_reach_those_that_share_a_step_one_by_one(expert):
     right = steps(run, parameters, "clip")
     for p in parameters.values():
         p.grad = None
-    total = OrderedSum(parameters, lambda mine: [mine])
-    with total.kept_apart() as uses:
+    total = OrderedSum(parameters, lambda mine: [mine], 0)
+    with total.kept_apart([[2] * len(parameters)], ahead=True):
         for strength in (1.0, 0.5):
             run.forward_backward(X["clip"], T, TEXT, lambda y: y.square().mean(), strength=strength)
-    assert all(len(of_one) == 2 for of_one in uses.values())
-    total.add(uses, [[2] * len(uses)])
+        total.send_rest()
     total.finish()
     assert all(torch.equal(p.grad, grad) for p, grad in zip(parameters.values(), right[3:], strict=True))
 

@@ -49,14 +49,14 @@ JOBS: dict[str, dict] = {
         "validation": {"fraction": 0.4, "every": 4, "bins": 1},
     },
     "set": {"steps": 4, "prompts": 0, "dataset": {"num_frames": 1}, "save": {"every": 3, "keep": 3}},
-    # Two losses to a micro-batch: each of them gives two gradients to a parameter.
+    # Two losses to a micro-batch whose caption is not dropped: each of them gives a gradient to every parameter, so
+    # ranks have several numbers of them to send.
     "one": {
         "steps": 3,
         "prompts": 0,
-        "trigger": "frung",
-        "dop": True,
+        "blank_prompt_preservation": True,
         "gradient_accumulation": 4,
-        "dataset": {"num_frames": 1},
+        "dataset": {"num_frames": 1, "caption_dropout": 0.5},
         "save": {"every": 2, "keep": 2},
     },
 }
@@ -190,6 +190,11 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_back(
             marks=pytest.mark.thorough,
         ),
         pytest.param("one", "raise:noise:3@0", [FAILED, FAILED], "InjectedFault", marks=pytest.mark.thorough),
+        # on the way back, while the other waits for its gradients
+        ("one", "sigkill:gradients.send:1@1", [FAILED, -9], "rank 1 of 2 was killed or has crashed"),
+        pytest.param(
+            "one", "raise:gradients.send:1@1", [FAILED, FAILED], "rank 1: InjectedFault", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(runs: Runs, kind, fault, codes, cause):
@@ -204,6 +209,17 @@ def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(run
     assert [e.kind for e in events(job.parent / "runs/t")].count("failed") <= 1
     assert ends(runs.start(job, 1, resume=True)) == [DONE]
     assert runs.differences(kind, job) == []
+
+
+def test_memory_that_runs_out_on_the_way_back_of_one_rank_leaves_no_other_waiting_for_its_gradients(runs: Runs):
+    """A toy has no smaller plan, which both find out together."""
+    job = runs.new("one", "short of memory")
+    attempts = runs.start(job, 2, ["oom:gradients.send:1@1"])
+    assert ends(attempts) == [FAILED, FAILED], [attempt.said()[-3000:] for attempt in attempts]
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "failed" and last.data["user"] and "and no smaller plan is left" in last.data["cause"]
+    assert ends(runs.start(job, 2, resume=True)) == [DONE, DONE]
+    assert runs.differences("one", job) == []
 
 
 def test_what_is_set_while_experts_train_apart_counts_from_the_step_at_which_they_meet(runs: Runs):
@@ -279,13 +295,13 @@ def test_a_number_of_ranks_that_cannot_share_is_refused_by_the_first_in_one_line
 def test_a_job_that_the_first_rank_alone_refuses_ends_all_at_once_with_its_message(runs: Runs, resume: bool):
     """By its rules, and for want of a run to resume. The limit within which a rank is waited for is never reached."""
     job = runs.new("one", f"refused {resume}")
-    save_job(with_value(load_job(job), "training.cache_text_embeddings", True), job)
+    save_job(with_value(load_job(job), "training.dop", True), job)
     attempts = runs.start(job, 2, resume=resume)
     assert ends(attempts) == [FAILED] * 2, [attempt.said() for attempt in attempts]
     said = attempts[1].said()
     assert said.count("\n") == 1 and said.startswith("wanlora: ")
     assert said.removeprefix("wanlora: ").strip() in attempts[0].said()
-    assert ("no run lies here" if resume else "cache_text_embeddings") in said
+    assert ("no run lies here" if resume else "errors in the job: job.trigger") in said
 
 
 def test_a_rank_behind_the_first_that_refuses_by_itself_ends_all_at_once_with_its_message(runs: Runs):

@@ -72,7 +72,8 @@ def test_another_fault_is_not_taken_for_it(card, faults):
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch):
+@pytest.mark.parametrize(("sharers", "processes"), [(1, 32), (4, 8), (64, 1)])
+def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch, sharers, processes):
     """The first product takes memory: the cap and the way it is taken come before."""
     done: list[object] = []
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", done.append)
@@ -81,8 +82,10 @@ def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch):
     monkeypatch.setattr(device, "products_in_order", done.append)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(inductor, "quiesce_async_compile_pool", False)
-    opened = open_device("cuda:0", vram=20)
+    monkeypatch.setattr(inductor, "compile_threads", 32)
+    opened = open_device("cuda:0", vram=20, sharers=sharers)
     assert inductor.quiesce_async_compile_pool, "what compiles does not wait in host memory for days"
+    assert inductor.compile_threads == processes, "all ranks of a host have as many as one"
     assert done == ["expandable_segments:True", 0.25, opened]
     done.clear()
     open_device("cpu")
@@ -92,7 +95,7 @@ def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch):
 def test_a_card_that_others_have_taken_whole_is_one_clear_error(card, monkeypatch):
     card(Products(faults=("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",)))
 
-    def open_device(name: str | None, *, vram: int | None) -> torch.device:
+    def open_device(name: str | None, **_: object) -> torch.device:
         with memory_errors():
             products_in_order(torch.device("cpu"))
         raise AssertionError
@@ -115,7 +118,7 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
     save_job(with_value(load_job(job), "job.gpus", [1]), job, fresh=True)
     seen: list[dict[str, str]] = []
 
-    def opened(name: str | None, *, vram: int | None) -> torch.device:
+    def opened(name: str | None, **_: object) -> torch.device:
         seen.append({k: os.environ[k] for k in (VISIBLE, ORDER)})
         raise UserError("opened")
 
