@@ -1,6 +1,6 @@
 """Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
 
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from typing import Any
 
