@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.predictions import CODES, ENCODES, H100, H200, PRESENT, STEPS, lines
+from benchmarks.measured_steps import CODES, ENCODES, H100, H200, PRESENT, STEPS
+from benchmarks.predictions import lines
 from presets.clips.geometry import Bucket
 from presets.planner.choose import choose
 from presets.planner.coefficients import ENCODE_FLOP, FITTED
