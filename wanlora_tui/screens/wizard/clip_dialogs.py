@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
 from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
@@ -30,7 +30,7 @@ from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine, TextKeys
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -84,7 +84,6 @@ class CaptionDialog(Dialog[str | None]):
     CaptionDialog Static { height: auto; }
     CaptionDialog #caption-problem { color: $text-error; }
     CaptionDialog #caption-reads { color: $text-muted; }
-    CaptionDialog Horizontal { height: auto; }
     CaptionDialog ClipFrames .frames { height: 8; }
     CaptionDialog ClipFrames .seen { height: 3; }
     CaptionDialog Button { margin-right: 2; }
@@ -118,7 +117,7 @@ class CaptionDialog(Dialog[str | None]):
             yield _Text(self.text)
             yield Static("", id="caption-reads", markup=False)
             yield Static(escaped(self.note), id="caption-problem", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button("Write it ^S", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
@@ -196,7 +195,6 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
     CaptionsDialog Static { height: auto; }
     CaptionsDialog #made { height: auto; margin: 1 0; }
     CaptionsDialog #problem { color: $text-error; }
-    CaptionsDialog Horizontal { height: auto; }
     CaptionsDialog Button { min-width: 0; margin-right: 1; }
     """
 
@@ -227,7 +225,7 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
             with VerticalScroll(id="made"):
                 yield Static("", id="changes", markup=False)
             yield Static("", id="problem", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button("", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
