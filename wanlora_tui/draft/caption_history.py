@@ -24,23 +24,36 @@ class _Written(NamedTuple):
     after: bytes
 
 
+class _Order(NamedTuple):
+    """What was written at once, and what it was for in a word or two."""
+
+    title: str
+    changes: list[CaptionChange]
+    done: list[_Written]
+
+
 class CaptionHistory:
     """What was written, newest last, to be taken back one by one while the wizard lives."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[list[CaptionChange], list[_Written]]] = []
+        self._done: list[_Order] = []
 
     def __len__(self) -> int:
         return len(self._done)
 
-    def write(self, changes: list[CaptionChange]) -> None:
+    @property
+    def newest(self) -> tuple[str, int]:
+        """The title of what would be taken back, and how many captions it is."""
+        return self._done[-1].title, len(self._done[-1].changes)
+
+    def write(self, changes: list[CaptionChange], title: str) -> None:
         """Write all, or none. Raises UserError."""
-        for _ in self.writing(changes):
+        for _ in self.writing(changes, title):
             pass
 
-    def writing(self, changes: list[CaptionChange]) -> Generator[int, None, None]:
-        """Write one after the other: how many there are by now. All, or none: an error, or `close` before the end, puts
-        back what was there before. Raises UserError."""
+    def writing(self, changes: list[CaptionChange], title: str) -> Generator[int, None, list[CaptionChange]]:
+        """Write one after the other: how many there are by now, and in the end what was written. All, or none: an
+        error, or `close` before the end, puts back what was there before. Raises UserError."""
         done: list[_Written] = []
         try:
             for change in changes:
@@ -49,7 +62,8 @@ class CaptionHistory:
                 write_file(change.file, text)
                 done.append(_Written(change.file, before, text))
                 yield len(done)
-            self._done.append((changes, done))
+            self._done.append(_Order(title, changes, done))
+            return changes
         except OSError as e:
             _restore_all(done)
             raise UserError(
@@ -62,22 +76,36 @@ class CaptionHistory:
             _restore_all(done)
             raise
 
-    def take_back(self) -> list[CaptionChange]:
-        """Undo the newest; the changes that were undone, with `before` and `after` the other way round. A file that
-        somebody has changed since stays. Raises UserError."""
-        changes, done = self._done[-1]
-        back = []
+    def taking_back(self) -> Generator[int, None, list[CaptionChange]]:
+        """Undo the newest, one caption after the other: how many were looked at by now, and in the end the changes that
+        were undone, with `before` and `after` the other way round. A file that somebody has changed since stays. All,
+        or none: an error, or `close` before the end, leaves what was written. Raises UserError."""
+        order = self._done[-1]
+        back: list[tuple[CaptionChange, _Written]] = []
         try:
-            for change, written in zip(changes, done, strict=True):
+            for number, (change, written) in enumerate(zip(order.changes, order.done, strict=True), 1):
                 if written.file.is_file() and written.file.read_bytes() == written.after:
                     _restore(written)
-                    back.append(change._replace(before=change.after, after=change.before))
+                    back.append((change, written))
+                yield number
+            self._done.pop()
+            return [change._replace(before=change.after, after=change.before) for change, _ in back]
         except OSError as e:
+            _write_again(back)
             raise UserError(
-                f"the caption cannot be taken back ({(e.strerror or str(e)).lower()})", where=str(written.file)
+                f"the caption cannot be taken back ({(e.strerror or str(e)).lower()})"
+                + ("; all are as they were written" if len(order.changes) > 1 else ""),
+                where=str(written.file),
+                fix="Check who may write there",
             ) from None
-        self._done.pop()
-        return back
+        except GeneratorExit:
+            _write_again(back)
+            raise
+
+
+def _write_again(back: list[tuple[CaptionChange, _Written]]) -> None:
+    for _, written in back:
+        write_file(written.file, written.after)
 
 
 def _restore_all(done: list[_Written]) -> None:

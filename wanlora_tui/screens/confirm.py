@@ -1,13 +1,13 @@
 """A question before something that cannot be taken back."""
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.widgets import Button, Static
 
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 
 class Confirm(Dialog[bool]):
@@ -22,7 +22,7 @@ class Confirm(Dialog[bool]):
     def compose(self) -> ComposeResult:
         with Vertical(id="confirm-box"):
             yield Static(escaped(self._question), id="confirm-question", markup=False)
-            with Horizontal(id="confirm-buttons"):
+            with Answers(id="confirm-buttons"):
                 yield Button(f"{self._no} (n)", id="no")
                 yield Button(f"{self._yes} (y)", id="yes", variant="warning")
         yield FittingFooter(show_command_palette=False)

@@ -77,13 +77,16 @@ class SafelyDrawn(App[None]):
         super().notify(escaped(message), title=escaped(title), severity=severity, timeout=timeout, markup=False)
 
     def _refresh_notifications(self) -> None:
-        """Of a notice that is taken back before its time Textual leaves an empty holder, which has a line here."""
+        """Of a notice that is taken back before its time Textual leaves an empty holder, which has a line here. And
+        each screen has a rack of its own: below a dialog, which shows the notices, they would stand a second time."""
         super()._refresh_notifications()
-        self.call_later(self._drop_empty_holders)
+        self.call_later(self._tidy_racks)
 
-    def _drop_empty_holders(self) -> None:
+    def _tidy_racks(self) -> None:
         shown = {ToastRack._toast_id(notice) for notice in self._notifications}
         for screen in self.screen_stack[-1:]:
             for holder in screen.query(ToastHolder):
                 if holder.id not in shown:
                     holder.remove()
+        for screen in self.screen_stack[:-1]:
+            screen.query(ToastRack).set(display=False)

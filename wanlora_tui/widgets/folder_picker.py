@@ -11,7 +11,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import Button, DirectoryTree, Input, Static, Tree
@@ -25,7 +25,7 @@ from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute, complete_path
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 MOST_COUNTED = 20_000  # entries of a folder that are looked at for its count
 COUNT_DELAY = 0.05  # seconds in which folders that come into view are gathered, to be counted together
@@ -188,7 +188,7 @@ class PathPicker(Dialog[str | None]):
         width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface;
     }
     PathPicker DirectoryTree { height: 1fr; background: $surface; }
-    PathPicker #picker-row { height: 1; dock: bottom; }
+    PathPicker #picker-row { dock: bottom; }
     PathPicker #picker-problem { height: auto; color: $text-error; }
     PathPicker #picker-hint { height: auto; color: $text-muted; }
     PathPicker Button { min-width: 0; margin-right: 2; }
@@ -212,7 +212,7 @@ class PathPicker(Dialog[str | None]):
                 f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up · / filters",
                 id="picker-hint",
             )
-            with Horizontal(id="picker-row"):
+            with Answers(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
                 yield Button("Cancel", id="picker-cancel", compact=True)
         yield FittingFooter(compact=False)

@@ -1,4 +1,5 @@
-"""Drawing no more often than eyes and slow lines can follow, however fast the news comes."""
+"""Drawing no more often than eyes and slow lines can follow, however fast the news comes; dialogs, with their
+answers."""
 
 import asyncio
 import time
@@ -6,9 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from textual import events
+from textual.containers import Horizontal
+from textual.geometry import Size
+from textual.layout import ArrangeResult, Layout
+from textual.layouts.horizontal import HorizontalLayout
+from textual.layouts.vertical import VerticalLayout
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.screen import ModalScreen, Screen, ScreenResultType
+from textual.widget import Widget
 
 from wanlora_tui.widgets.key_order import KeysInOrder
 
@@ -74,6 +81,24 @@ class Dialog(ModalScreen[ScreenResultType], DrawnBelow[ScreenResultType]):
         self._opening = False
         self.refresh()
         self._on_timer_update()
+
+
+class _BesideOrBelow(HorizontalLayout):
+    def arrange(self, parent: Widget, children: list[Widget], size: Size, greedy: bool = True) -> ArrangeResult:
+        placed = super().arrange(parent, children, size, greedy)
+        if all(each.region.right <= size.width for each in placed):
+            return placed
+        return VerticalLayout().arrange(parent, children, size, greedy)
+
+
+class Answers(Horizontal):
+    """The buttons of a dialog: beside each other, and below each other where one would be cut."""
+
+    DEFAULT_CSS = "Answers { height: auto; }"
+
+    @property
+    def layout(self) -> Layout:
+        return _BesideOrBelow()
 
 
 class Throttle:

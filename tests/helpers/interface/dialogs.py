@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from textual.screen import ModalScreen, Screen
@@ -23,7 +23,7 @@ from wanlora_tui.screens.frame.step_findings import StepFindings
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs.dialogs import AskEnded, AskText
 from wanlora_tui.screens.jobs.job_file import JobFileScreen
-from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog, TakingBack
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.offer import DraftList
 from wanlora_tui.screens.wizard.submitting import SubmittingScreen
@@ -52,6 +52,11 @@ def _changes() -> list[CaptionChange]:
         CaptionChange(f"clip_{n:02d}.mp4", f"clip_{n:02d}.mp4", Path(f"clip_{n:02d}.txt"), "", f"[trigger], orbit {n}")
         for n in range(1, 13)
     ]
+
+
+def _half_way() -> Generator[int, None, list[CaptionChange]]:
+    while True:
+        yield 1200
 
 
 def _record(number: int, name: str, state: str) -> JobRecord:
@@ -110,5 +115,6 @@ def one_of_each(folder: Path) -> dict[type[Screen[object]], Callable[[], Dialog]
             "Fill captions", "These clips have no caption of their own:", plan=lambda _: _changes(), none="",
             write=lambda changes: iter(range(len(changes))), template="[trigger], orbit",  # type: ignore[arg-type,return-value]
         ),
+        TakingBack: lambda: TakingBack("Take back: Fill captions", 5000, _half_way()),
     }  # fmt: skip
     return makers  # type: ignore[return-value]

@@ -1,5 +1,6 @@
 """Which file a caption goes into, what would be written, and writing it all or not at all."""
 
+from collections.abc import Generator
 from pathlib import Path
 
 import msgspec
@@ -110,10 +111,20 @@ def test_facts_follow_what_is_written(tmp_path, bytes_of_a_clip):
     (entry,) = listed.entries
     assert text_to_mend(entry)[0] == "café" and "not UTF-8" in text_to_mend(entry)[1]
     change = CaptionChange(entry.path, entry.name, file_of(entry, listed.found, panel), "", "café")
-    CaptionHistory().write([change])
+    CaptionHistory().write([change], "one")
     now = with_changes(listed.found, [change])
     again = scan_dataset(panel, 0, tmp_path)
     assert (now.clips, now.problems) == (again.clips, again.problems)
+
+
+def all_of(steps: Generator[int, None, list[CaptionChange]]) -> list[CaptionChange]:
+    """What is left of the steps, and what they come to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            changes: list[CaptionChange] = end.value
+            return changes
 
 
 def test_all_is_written_or_nothing_and_it_comes_back(tmp_path):
@@ -125,12 +136,12 @@ def test_all_is_written_or_nothing_and_it_comes_back(tmp_path):
         return CaptionChange(str(tmp_path / f"{name}.mp4"), f"{name}.mp4", tmp_path / f"{name}.txt", "", f"new {name}")
 
     with pytest.raises(UserError, match="none was changed"):
-        history.write([change("a"), change("b"), change("c")])
+        history.write([change("a"), change("b"), change("c")], "new")
     assert (tmp_path / "a.txt").read_text() == "old" and not (tmp_path / "b.txt").exists()
     assert len(history) == 0
-    history.write([change("a"), change("b")])
+    history.write([change("a"), change("b")], "new")
     (tmp_path / "a.txt").write_text("changed by somebody else")
-    assert [c.name for c in history.take_back()] == ["b.mp4"]
+    assert [c.name for c in all_of(history.taking_back())] == ["b.mp4"]
     assert (tmp_path / "a.txt").read_text() == "changed by somebody else" and not (tmp_path / "b.txt").exists()
 
 
@@ -138,16 +149,37 @@ def test_writing_that_is_given_up_half_way_puts_all_back(tmp_path):
     history = CaptionHistory()
     (tmp_path / "a.txt").write_text("old")
     changes = [CaptionChange(f"{n}.mp4", f"{n}.mp4", tmp_path / f"{n}.txt", "", f"new {n}") for n in ("a", "b", "c")]
-    writing = history.writing(changes)
+    writing = history.writing(changes, "new")
     assert (next(writing), next(writing)) == (1, 2) and (tmp_path / "b.txt").exists()
     writing.close()
     assert (tmp_path / "a.txt").read_text() == "old" and not (tmp_path / "b.txt").exists() and len(history) == 0
 
 
+def test_taking_back_that_is_given_up_or_fails_half_way_leaves_what_was_written(tmp_path):
+    history = CaptionHistory()
+    texts = {n: tmp_path / f"{n}.txt" for n in ("a", "b", "c")}
+    texts["a"].write_text("old")
+    history.write([CaptionChange(f"{n}.mp4", f"{n}.mp4", file, "", f"new {n}") for n, file in texts.items()], "new")
+    back = history.taking_back()
+    assert (next(back), next(back)) == (1, 2)
+    assert texts["a"].read_text() == "old" and not texts["b"].exists()
+    back.close()
+    assert all(file.read_text() == f"new {n}\n" for n, file in texts.items()) and history.newest == ("new", 3)
+
+    texts["c"].unlink()
+    texts["c"].symlink_to("/proc/self/mem")  # a file that cannot be read, by nobody
+    with pytest.raises(UserError, match="all are as they were written"):
+        all_of(history.taking_back())
+    assert texts["a"].read_text() == "new a\n" and texts["b"].read_text() == "new b\n" and len(history) == 1
+    texts["c"].unlink()
+    assert [c.name for c in all_of(history.taking_back())] == ["a.mp4", "b.mp4"]
+    assert texts["a"].read_text() == "old" and not len(history)
+
+
 def test_a_link_to_a_shared_caption_is_replaced_not_written_through(tmp_path):
     (tmp_path / "shared.txt").write_text("of many")
     (tmp_path / "a.txt").symlink_to("shared.txt")
-    CaptionHistory().write([CaptionChange("a.mp4", "a.mp4", tmp_path / "a.txt", "of many", "of one")])
+    CaptionHistory().write([CaptionChange("a.mp4", "a.mp4", tmp_path / "a.txt", "of many", "of one")], "one")
     assert (tmp_path / "shared.txt").read_text() == "of many" and (tmp_path / "a.txt").read_text() == "of one\n"
 
 

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.screen import Screen
-from textual.widgets import Input, TextArea
+from textual.widget import Widget
+from textual.widgets import Button, Input, TextArea
 
 from tests.helpers.interface.dialogs import all_dialogs, one_of_each
 from tests.helpers.interface.wizard_pilot import screen_text, until
@@ -121,3 +123,22 @@ async def test_captions_that_are_written_under_the_help_close_their_own_dialog(
         await pilot.press("ctrl+s")
         await until(pilot, lambda: answers and app.screen is below, "the screen below")
         assert answers == [dialog.changes]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+async def test_no_answer_of_a_dialog_is_cut(tmp_path: Path, columns: int) -> None:
+    (tmp_path / "broken.toml").write_text("[job\n")
+    for kind, make in one_of_each(tmp_path).items():
+        app = Asking()
+        async with app.run_test(size=(columns, 24)) as pilot:
+            dialog = make()
+            await app.push_screen(dialog)
+            await until(pilot, lambda dialog=dialog: dialog.focused or not dialog.focus_chain, "the focus")
+            for button in dialog.query(Button):
+                button.scroll_visible(animate=False)
+                await pilot.pause()
+                around = [node.region for node in button.ancestors if isinstance(node, Widget)]
+                whole = all(region.contains_region(button.region) for region in around)
+                assert whole and cell_len(str(button.label)) <= button.content_region.width, (
+                    f"{kind.__name__}: {button.label}\n{screen_text(app)}"
+                )

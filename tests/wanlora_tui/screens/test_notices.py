@@ -15,9 +15,11 @@ from tests.helpers.interface.dialogs import one_of_each
 from tests.helpers.interface.wizard_pilot import WizardApp, make_base, make_clips, screen_of, screen_text, until
 from tests.helpers.waiting import PATIENCE
 from tests.wanlora_tui.screens.test_dashboard_numbers import app, recorded, settle, usual
+from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, record
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed
 from wanlora_tui import app as wanlora_app
 from wanlora_tui.draft.steps import NAMES
+from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
 pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
@@ -99,3 +101,22 @@ async def test_a_notice_that_is_taken_back_leaves_no_line() -> None:
                 over._unnotify(next(iter(over._notifications)))
         await pilot.pause()
         assert page.region.height == 24 - 2, "the notice, and the row of the footer"
+
+
+async def test_a_notice_stands_once_while_a_dialog_is_open_and_after_it() -> None:
+    jobs = JobsApp([record(1, "orbit_v1", "running", 50, 100)])
+    async with jobs.run_test(size=(80, 24), notifications=True) as pilot:
+
+        def stand(*words: str) -> bool:
+            return all(screen_text(jobs).count(each) == 1 for each in ("said before", "said with it", *words))
+
+        for words in ("said before", "said with it", "said last"):
+            jobs.notify(words, timeout=PATIENCE)
+        await until(pilot, lambda: stand("said last"), "the notices over the list")
+        jobs.push_screen(Confirm("Stop it?", "Stop", "Keep"))
+        await until(pilot, lambda: "Stop it?" in screen_text(jobs) and stand("said last"), "those over the dialog")
+        await pilot.click(list(jobs.screen.query(Toast))[-1])  # it goes, and those before it come to its place
+        await until(pilot, lambda: stand() and "said last" not in screen_text(jobs), "the others, once")
+        jobs.pop_screen()
+        await until(pilot, lambda: "Stop it?" not in screen_text(jobs) and stand(), "those over the list again")
+        assert "said last" not in screen_text(jobs)

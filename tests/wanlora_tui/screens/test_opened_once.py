@@ -41,7 +41,8 @@ async def test_every_dialog_is_drawn_once_over_what_is_below(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_clips(tmp_path / "orbit", 2)
-    draft = a_draft(tmp_path, "captions", values={"model.path": str(make_base(tmp_path / "base"))})
+    values, typed = {"model.path": str(make_base(tmp_path / "base"))}, {"datasets[0].caption_dropout": "often"}
+    draft = a_draft(tmp_path, "captions", values=values, typed=typed)
     async with wizard(draft) as pilot:
         await resumed(pilot, "captions")
         await scanned(pilot)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.widgets import Button, Input, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
@@ -13,7 +13,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count, state_text
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 GONE = ("done", "cancelled")  # what goes unless the user chooses otherwise: it cannot be resumed, or was given up
 STYLE = """
@@ -25,7 +25,7 @@ STYLE = """
     {0} Static {{ height: auto; }}
     {0} Input {{ margin: 0 0 1 0; }}
     {0} .dialog-problem {{ color: $text-error; }}
-    {0} Horizontal {{ height: auto; margin-top: 1; }}
+    {0} Answers {{ margin-top: 1; }}
     {0} Button {{ margin-right: 2; }}
 """
 
@@ -46,7 +46,7 @@ class AskText(Dialog[str | None]):
             yield Static(escaped(self._hint), markup=False)
             yield OneLine(self._value, compact=True, id="asked-text")
             yield Static("", id="asked-problem", classes="dialog-problem", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button(f"{self._take} (Enter)", id="take", variant="primary", compact=True)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
         yield FittingFooter(show_command_palette=False, compact=False)
@@ -93,7 +93,7 @@ class AskEnded(Dialog[list[str] | None]):
                 *(Selection(self._words(state, GONE), state, state in GONE) for state in self._counts),
                 compact=True,
             )
-            with Horizontal():
+            with Answers():
                 yield Button("", id="take", variant="warning", compact=True)
                 yield Button("Keep all (Esc)", id="cancel", compact=True)
         yield FittingFooter(show_command_palette=False, compact=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.markup import escape
 from textual.message import Message
 from textual.widgets import Button, Static
@@ -19,7 +19,7 @@ from presets.look import Look, LookEnded
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 WIDTH = 72  # of the text of findings
 
@@ -48,7 +48,7 @@ class JobFileScreen(Dialog[str]):
     }
     JobFileScreen FindingsPage { height: auto; max-height: 60vh; }
     JobFileScreen Static { height: auto; }
-    JobFileScreen Horizontal { height: 1; margin-top: 1; }
+    JobFileScreen Answers { margin-top: 1; }
     JobFileScreen Button { margin-right: 2; }
     """
 
@@ -61,7 +61,7 @@ class JobFileScreen(Dialog[str]):
             box.border_title = escape(escaped(str(self._path)))
             with FindingsPage():
                 yield Static("… looking at the job and its clips", id="job-file-findings", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button("Submit", id="submit", variant="primary", compact=True, disabled=True)
                 yield Button("Open in the wizard", id="wizard", compact=True, disabled=True)
                 yield Button("Leave it (Esc)", id="cancel", compact=True)

@@ -1,4 +1,5 @@
-"""Dialogs that mend captions: one clip with its pictures and its text, or many captions before they are written.
+"""Dialogs that mend captions: one clip with its pictures and its text, many captions before they are written, and while
+they are taken back.
 
 What is to be written is wanlora_tui.draft.clip_captions's; it is written by the step that asked.
 """
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
 from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
@@ -29,12 +30,34 @@ from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine, TextKeys
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
 OTHERS, WRONG = 8, 3  # rows of a dialog around its list of changes, and of what is wrong
 BETWEEN = 0.1  # seconds between two words of how far it is
+
+
+async def in_slices(
+    steps: Generator[int, None, list[CaptionChange]], say: Callable[[int], object]
+) -> list[CaptionChange]:
+    """Write between two keys, and say now and then how many are written; what the steps come to. They are closed where
+    that has no end: by an error, or when it is cancelled."""
+    began, shown = time.monotonic(), 0.0
+    try:
+        while True:
+            number = next(steps)
+            if (now := time.monotonic()) - began > SLICE:
+                if now - shown > BETWEEN:
+                    shown = now
+                    say(number)
+                await asyncio.sleep(0)
+                began = time.monotonic()
+    except StopIteration as end:
+        changes: list[CaptionChange] = end.value
+        return changes
+    finally:
+        steps.close()
 
 
 class _Text(TextKeys, TextArea):
@@ -61,7 +84,6 @@ class CaptionDialog(Dialog[str | None]):
     CaptionDialog Static { height: auto; }
     CaptionDialog #caption-problem { color: $text-error; }
     CaptionDialog #caption-reads { color: $text-muted; }
-    CaptionDialog Horizontal { height: auto; }
     CaptionDialog ClipFrames .frames { height: 8; }
     CaptionDialog ClipFrames .seen { height: 3; }
     CaptionDialog Button { margin-right: 2; }
@@ -95,7 +117,7 @@ class CaptionDialog(Dialog[str | None]):
             yield _Text(self.text)
             yield Static("", id="caption-reads", markup=False)
             yield Static(escaped(self.note), id="caption-problem", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button("Write it ^S", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
@@ -173,7 +195,6 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
     CaptionsDialog Static { height: auto; }
     CaptionsDialog #made { height: auto; margin: 1 0; }
     CaptionsDialog #problem { color: $text-error; }
-    CaptionsDialog Horizontal { height: auto; }
     CaptionsDialog Button { min-width: 0; margin-right: 1; }
     """
 
@@ -184,7 +205,7 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
         *,
         plan: Callable[[str], list[CaptionChange]],
         none: str,
-        write: Callable[[list[CaptionChange]], Generator[int, None, None]],
+        write: Callable[[list[CaptionChange]], Generator[int, None, list[CaptionChange]]],
         template: str | None = None,
     ) -> None:
         super().__init__()
@@ -204,7 +225,7 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
             with VerticalScroll(id="made"):
                 yield Static("", id="changes", markup=False)
             yield Static("", id="problem", markup=False)
-            with Horizontal():
+            with Answers():
                 yield Button("", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
@@ -290,15 +311,9 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
         button, said = self.query_one("#write", Button), self.query_one("#problem", Static)
         for widget in (button, *self.query("#template")):
             widget.disabled = True
-        steps, began, shown = self.write_all(self.changes), time.monotonic(), 0.0
+        number = len(self.changes)
         try:
-            for number in steps:
-                if (now := time.monotonic()) - began > SLICE:
-                    if now - shown > BETWEEN:
-                        shown = now
-                        set_label(button, f"Writing {number} of {len(self.changes)}")
-                    await asyncio.sleep(0)
-                    began = time.monotonic()
+            await in_slices(self.write_all(self.changes), lambda done: set_label(button, f"Writing {done} of {number}"))
         except UserError as e:
             self._writing = None
             said.display = True
@@ -309,8 +324,6 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
             self._show()
             self._focus_first()
             return
-        finally:
-            steps.close()  # where it has not come to its end, nothing is written
         await close_over(self)
         self.dismiss(self.changes)
 
@@ -319,3 +332,53 @@ class CaptionsDialog(Dialog[list[CaptionChange]]):
         if self._writing is not None:
             self._writing.cancel()
         self.dismiss([])
+
+
+class TakingBack(Dialog[list[CaptionChange] | UserError | None]):
+    """Captions while they are taken back. Dismisses with what was put back, or with what is wrong, or with None when it
+    is stopped: then all are as they were written."""
+
+    BINDINGS = bindings("dialog.cancel", "app.help")
+    DEFAULT_CSS = """
+    TakingBack { align: center middle; }
+    TakingBack > Vertical {
+        width: 60; max-width: 94%; height: auto; border: round $primary; padding: 0 1; background: $surface;
+    }
+    TakingBack Static { height: auto; margin-bottom: 1; }
+    TakingBack Button { min-width: 0; }
+    """
+
+    def __init__(self, title: str, number: int, steps: Generator[int, None, list[CaptionChange]]) -> None:
+        super().__init__()
+        self.dialog_title, self.number, self.steps = title, number, steps
+        self._working: Worker[None] | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self.dialog_title
+            yield Static(self._words(0), id="taken-back", markup=False)
+            yield Button("Stop Esc", id="cancel", compact=True)
+        yield FittingFooter(compact=False)
+
+    def _words(self, done: int) -> str:
+        return f"Taking back {done} of {count(self.number, 'caption')}. Stopped, all stay as they were written."
+
+    def on_mount(self) -> None:
+        self._working = self._work()
+
+    @work(exit_on_error=False)
+    async def _work(self) -> None:
+        said = self.query_one("#taken-back", Static)
+        try:
+            done: list[CaptionChange] | UserError
+            done = await in_slices(self.steps, lambda number: said.update(self._words(number)))
+        except UserError as e:
+            done = e
+        await close_over(self)
+        self.dismiss(done)
+
+    @on(Button.Pressed, "#cancel")
+    def action_cancel(self) -> None:
+        if self._working is not None:
+            self._working.cancel()
+        self.dismiss(None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, VerticalScroll
+from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widgets import Button, Static
 
@@ -16,7 +16,7 @@ from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import typed_by
-from wanlora_tui.widgets.redraw_throttle import Dialog
+from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
 
 
 class Ask(Dialog[str]):
@@ -31,10 +31,8 @@ class Ask(Dialog[str]):
         background: $surface;
     }
     Ask #ask-text { height: auto; margin-bottom: 1; }
-    Ask Horizontal { height: auto; }
     Ask Button { margin-right: 2; }
     Ask.-narrow > VerticalScroll { padding: 0 1; }
-    Ask.-narrow Horizontal { layout: vertical; }
     """
 
     def __init__(self, title: str, text: str, answers: dict[str, str]) -> None:
@@ -45,7 +43,7 @@ class Ask(Dialog[str]):
         with VerticalScroll(can_focus=False) as box:  # the answers are reached however short the terminal is
             box.border_title = self.ask_title
             yield Static(escaped(self.text), id="ask-text", markup=False)
-            with Horizontal():
+            with Answers():
                 for i, (key, label) in enumerate(self.answers.items()):
                     yield Button(label, id=f"answer-{key}", variant="primary" if i == 0 else "default", compact=True)
         yield FittingFooter()

@@ -1,6 +1,7 @@
 """What the steps with clips share: leaving a clip out, writing captions, taking them back, reading a folder again."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from textual import work
@@ -9,12 +10,13 @@ from textual.message import Message
 from presets.clips.clip_facts import DatasetFacts
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel
+from presets.text import escaped
 from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.draft.clip_captions import file_of, filled, text_to_mend, with_changes, with_trigger
 from wanlora_tui.draft.clip_list import ClipEntry, ClipLists, Listed, toggle
 from wanlora_tui.draft.job_draft import WizardState
-from wanlora_tui.output.formatting import count, home_path
-from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog
+from wanlora_tui.output.formatting import count, home_path, shorten
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog, TakingBack
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 
 
@@ -122,24 +124,29 @@ class MendingPane(StepPane):
                 for change in of_folder(template, _training(listed), listed.found, panel)
             ]
 
+        writing = partial(self.state.captions.writing, title=title)
         changes = await self.app.push_screen_wait(
-            CaptionsDialog(title, words, plan=plan, none=none, write=self.state.captions.writing, template=template)
+            CaptionsDialog(title, words, plan=plan, none=none, write=writing, template=template)
         )
         if changes:
             self._took(changes)
             self.notify(f"{count(len(changes), 'caption')} written. z takes them back.", title=title)
 
-    def action_take_back(self) -> None:
-        if not len(self.state.captions):
+    @work
+    async def action_take_back(self) -> None:
+        captions = self.state.captions
+        if not len(captions):
             self.notify("No caption has been written here.", severity="warning")
             return
-        try:
-            changes = self.state.captions.take_back()
-        except UserError as e:
-            self.notify(str(e), severity="error", timeout=15)
-            return
-        self._took(changes)
-        self.notify(f"Put back: {count(len(changes), 'caption')}.")
+        title, number = captions.newest
+        back = await self.app.push_screen_wait(TakingBack(f"Take back: {title}", number, captions.taking_back()))
+        if isinstance(back, UserError):
+            self.notify(str(back), severity="error", timeout=15)
+        elif back is None:
+            self.notify("Stopped: the captions are as they were written.", title=title)
+        else:
+            self._took(back)
+            self.notify(_words_of(back, number), title=f"Taken back: {title}")
 
     def _panel(self, index: int) -> DatasetPanel:
         if self.state.ready:
@@ -150,7 +157,7 @@ class MendingPane(StepPane):
     def _write(self, changes: list[CaptionChange]) -> str:
         """What is wrong; "" once they are written."""
         try:
-            self.state.captions.write(changes)
+            self.state.captions.write(changes, "a caption")
         except UserError as e:
             return str(e)
         self._took(changes)
@@ -192,6 +199,17 @@ class MendingPane(StepPane):
         if action == "take_back":
             return len(self.state.captions) > 0
         return super().check_action(action, parameters)
+
+
+def _words_of(back: list[CaptionChange], number: int) -> str:
+    """What was taken back, of so many that were written."""
+    if not back:
+        return f"Nothing: {count(number, 'file')} changed by somebody else since, which stays so."
+    reads = f": {shorten(escaped(back[0].after), 60)}" if back[0].after else " has none again"
+    kept = f" {number - len(back)} changed by somebody else since, which stays so." if len(back) < number else ""
+    if len(back) == 1:
+        return f"{escaped(back[0].name)}{reads}.{kept}"
+    return f"{count(len(back), 'caption')}, of {escaped(back[0].name)} to {escaped(back[-1].name)}.{kept}"
 
 
 def _training(listed: Listed) -> list[ClipEntry]:

@@ -13,6 +13,7 @@ from textual.widgets import Button, Input, TextArea
 from presets.errors import UserError
 from presets.look import Look
 from tests.helpers.interface.wizard_pilot import (
+    NOTIFIED,
     at_step,
     focus_field,
     make_clips,
@@ -28,7 +29,7 @@ from tests.helpers.videos import write_clip
 from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.draft.clip_captions import with_trigger
 from wanlora_tui.screens.wizard import clip_dialogs, mending
-from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog, TakingBack
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.clip_table import CaptionTable, ClipTable
 
@@ -56,6 +57,10 @@ async def at_captions(pilot: Any, folder: Path) -> CaptionTable:
     table.focus()
     await pilot.pause()
     return table
+
+
+def notified(pilot: Any) -> str:
+    return "\n".join(notice.message for notice in NOTIFIED.get(pilot.app._notifications, ()))
 
 
 async def on_top(pilot: Any, kind: type) -> Any:
@@ -108,7 +113,7 @@ async def test_enter_writes_a_caption_in_place(tmp_path):
         await until(pilot, lambda: not screen_of(pilot).looking, "the folder read again")
         assert table.entries[0].clip.caption == "two lines [of] café"
         await pilot.press("z")
-        await pilot.pause()
+        await until(pilot, lambda: "orbit 90 around the subject" in notified(pilot), "what it says again")
         assert (folder / "clip_00.txt").read_text() == "orbit 90 around the subject"
         assert table.entries[0].clip.caption == "orbit 90 around the subject"
 
@@ -250,8 +255,50 @@ async def test_empty_captions_are_filled_from_a_template(tmp_path):
         assert (folder / "clip_00.txt").read_text() == "[trigger] shows clip 00\n"
         assert (folder / "clip_01.txt").read_text() == "its own"
         await pilot.click("#take-back")
-        await pilot.pause()
+        await until(pilot, lambda: "clip_00.mp4 has none again" in notified(pilot), "what was taken back")
         assert not (folder / "clip_00.txt").exists()
+
+
+async def test_many_captions_are_taken_back_with_a_count_and_esc_leaves_them_as_they_were_written(
+    tmp_path, monkeypatch
+):
+    folder, go = make_clips(tmp_path / "clips", 3, captions=False), []
+    monkeypatch.setattr(clip_dialogs, "SLICE", 0.0)
+
+    def texts() -> list[str]:
+        return [file.read_text() for file in sorted(folder.glob("*.txt"))]
+
+    async with wizard(tmp_path / "draft.json", size=(40, 24)) as pilot:
+        await at_captions(pilot, folder)
+        screen, captions = screen_of(pilot), screen_of(pilot).state.captions
+        await pilot.press("i")
+        await on_top(pilot, CaptionsDialog)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: len(texts()) == 3 and pilot.app.screen is screen, "the captions")
+        written, real = texts(), captions.taking_back
+
+        def held() -> Any:
+            steps = real()
+            first = next(steps)
+            while not go:  # as of thousands
+                yield first
+            return (yield from steps)
+
+        monkeypatch.setattr(captions, "taking_back", held)
+        screen.query_one(CaptionTable).focus()
+        await pilot.press("z")
+        await on_top(pilot, TakingBack)
+        await until(pilot, lambda: "Taking back 1 of 3 captions" in screen_text(pilot.app), "the count")
+        assert "Stop Esc" in screen_text(pilot.app) and len(texts()) == 2
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.screen is screen and "Stopped" in notified(pilot), "its end")
+        assert texts() == written and len(captions) == 1
+        go.append(True)
+        await pilot.press("z")
+        await until(
+            pilot, lambda: "3 captions, of clip_00.mp4 to clip_02.mp4" in notified(pilot), "what was taken back"
+        )
+        assert not texts() and not len(captions)
 
 
 async def test_what_was_typed_last_is_written_though_it_is_still_being_planned(tmp_path, monkeypatch):
