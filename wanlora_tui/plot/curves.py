@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from wanlora_tui.plot.braille import LAYER, Canvas
 from wanlora_tui.plot.scale import Scale
@@ -83,18 +84,14 @@ def draw_raw(canvas: Canvas, curve: Curve, window: Window, scale: Scale) -> None
     groups = max(1, canvas.width)
     count = curve.last - curve.first
     if count <= RAW_PER_COLUMN * groups and s.lows is s.values:
-        values = [(s.steps[i], s.values[i]) for i in range(curve.first, curve.last)]
-    else:
-        values = []
-        for group in range(min(groups, count)):
-            low = curve.first + group * count // min(groups, count)
-            high = curve.first + (group + 1) * count // min(groups, count)
-            step = s.steps[low]
-            picked = {min(s.lows[low:high]), max(s.highs[low:high]), s.values[low], s.values[(low + high) // 2]}
-            values += [(step, value) for value in picked]
-    for step, value in values:
-        if math.isfinite(value):
-            canvas.dot(column(step, window, canvas.width), scale.place(value, height), ink)
+        groups = count
+    groups = min(groups, count)
+    edges = [curve.first + group * count // groups for group in range(groups + 1)] if groups else []
+    for low, high in pairwise(edges):
+        x = column(s.steps[low], window, canvas.width)
+        picked = {min(s.lows[low:high]), max(s.highs[low:high]), s.values[low], s.values[(low + high) // 2]}
+        for y in {scale.place(value, height) for value in picked if math.isfinite(value)}:
+            canvas.dot(x, y, ink)
 
 
 def draw_line(canvas: Canvas, curve: Curve, window: Window, scale: Scale, layer: int = LINE) -> None:

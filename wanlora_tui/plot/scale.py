@@ -28,7 +28,8 @@ class Scale:
         """The dot row of `size` that a value lies in, 0 at the top; beyond either end, outside."""
         if self.log and value <= 0:
             return size
-        return round((1 - min(max(self.part(value), -1.0), 2.0)) * (size - 1))
+        part = self.part(value)
+        return round((1 - (-1.0 if part < -1.0 else 2.0 if part > 2.0 else part)) * (size - 1))
 
 
 def scale_of(values: list[float], *, log: bool = False) -> Scale:

@@ -9,7 +9,8 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, compress, islice
+from operator import ne, or_
 
 from presets.runs.ranking import Measure, comparable, mean
 from presets.runs.run_view import RunView, StepPoint
@@ -18,6 +19,7 @@ from wanlora_tui.plot.marks import Best, Mark, marks_of
 LOSS, HELD_OUT, LR = "loss", "held-out loss", "lr"
 OUTERMOST = 0.005  # of the values at either end
 FEW = 20  # points: of fewer, none is left out
+SAMPLE = 2000  # values that the outermost are told by: to order all of a long run takes longer than to draw it
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Series:
     def calm_sums(self) -> list[float]:
         """The same with the few outermost values as near as the others: a scale made by them has room for a trend,
         which no spike flattens."""
-        order = sorted(self.values if self.plain else filter(math.isfinite, self.values))
+        some = self.values[:: 1 + len(self.values) // SAMPLE]
+        order = sorted(some if self.plain else filter(math.isfinite, some))
         if len(order) < FEW:
             return self.sums
         low, high = order[math.ceil(OUTERMOST * (len(order) - 1))], order[int((1 - OUTERMOST) * (len(order) - 1))]
@@ -137,7 +140,8 @@ def held_out_series(measured: list[Measure]) -> list[Series]:
 def lr_series(expert: str, points: list[StepPoint]) -> Series:
     """Where it changes, the point before and the one after; and both ends."""
     rates = [p.lr for p in points]
-    last = len(points) - 1
-    kept = [i for i in range(last + 1) if i in (0, last) or not rates[i - 1] == rates[i] == rates[i + 1]]
+    # whether it changes before each point, and after the last one
+    turns = [True, *map(ne, rates, islice(rates, 1, None)), True]
+    kept = list(compress(range(len(rates)), map(or_, turns, islice(turns, 1, None))))
     values = [rates[i] for i in kept]
     return Series(LR, expert, [points[i].step for i in kept], values, values, values, noisy=False)

@@ -13,7 +13,7 @@ from wanlora_tui.plot.figure import Options, draw
 from wanlora_tui.plot.layout import groups_of
 from wanlora_tui.plot.marks import Mark
 from wanlora_tui.plot.reading import read
-from wanlora_tui.plot.series import HELD_OUT, LR, PlottedRun, Series, loss_series, plotted
+from wanlora_tui.plot.series import HELD_OUT, LR, SAMPLE, PlottedRun, Series, loss_series, lr_series, plotted
 
 
 def series(*losses: float) -> Series:
@@ -132,3 +132,21 @@ def test_held_out_losses_are_drawn_before_the_rate_is(rows: int, panels: list[st
     assert len(figure.rows) == rows
     said = [text for text, _ in read(figure, 10)]
     assert ("held-out ● 0.5000 ○ 0.4000" in said) == (len(panels) > 1), said
+
+
+@pytest.mark.parametrize("rates", [[1], [1, 1], [1, 2], [1, 1, 1, 2, 2, 2], [1, 2, 1, 1], [3, 2, 1, 0, 0, 0, 1]])
+def test_a_rate_is_told_before_and_after_each_change_and_at_both_ends(rates: list[float]):
+    found = lr_series("high_noise", [StepPoint(i, 0.1, rate) for i, rate in enumerate(rates)])
+    last = len(rates) - 1
+    assert found.steps == [i for i in range(last + 1) if i in (0, last) or not rates[i - 1] == rates[i] == rates[i + 1]]
+    assert found.values == [rates[i] for i in found.steps]
+
+
+def test_spikes_among_very_many_points_are_calmed_also_those_between_the_ones_looked_at():
+    losses = [0.2 + 0.01 * math.sin(i) for i in range(3 * SAMPLE)]
+    for i in (100, 101, 102, 5001):
+        losses[i] = 90.0
+    losses[4000] = math.nan
+    found = series(*losses)
+    assert max(found.calm_mean(i, 0) for i in range(len(losses)) if i != 4000) < 0.22
+    assert found.mean(101, 0) == pytest.approx(90.0)
