@@ -1,5 +1,5 @@
-"""Two long visits on a real pseudo-terminal of 80x24: a list of jobs and a run, from one screen to the next; and clips
-that are mended in the wizard."""
+"""Long visits on a real pseudo-terminal of 80x24: a list of jobs and a run, from one screen to the next; clips that are
+mended in the wizard; a job file that is submitted and opened again."""
 
 import base64
 import os
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, SamplePanel, TrainingPanel
+from presets.job.toml_file import save_job
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, running_daemon, short_dir
-from tests.helpers.interface.wizard_pilot import make_clips
+from tests.helpers.interface.wizard_pilot import make_base, make_clips
 from tests.helpers.recorded_run import write_for_daemon
 from tests.helpers.terminal import Terminal
 from tests.helpers.waiting import until
@@ -129,3 +131,46 @@ def test_clips_are_mended_where_they_are(served: Path, tmp_path: Path) -> None:
         screen.wait("Leave the wizard?")
         screen.press("enter")
         assert screen.wait_end() is not None
+
+
+def test_a_job_file_that_lies_there_is_submitted_and_opened_again_in_the_wizard(served: Path, tmp_path: Path) -> None:
+    make_clips(tmp_path / "orbit", 1, frames=9)
+    make_base(tmp_path / "base")
+    job = Job(
+        job=JobPanel(name="orbit_v1"),
+        model=ModelPanel(path=str(tmp_path / "base")),
+        training=TrainingPanel(steps=40),
+        datasets=[DatasetPanel(path="orbit", num_frames=9, resolutions=[64])],
+        sample=SamplePanel(width=64, height=64),
+    )
+    save_job(job, tmp_path / "orbit_v1.toml")
+    env = environment(NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "state"), HF_HUB_OFFLINE="1")
+    with closing(Terminal([*WANLORA, "--dir", str(served)], cwd=tmp_path, env=env)) as screen:
+        screen.wait("No jobs yet")
+        screen.press("S")
+        screen.wait("Job file to submit")
+        screen.press("/", "orbit_v1")
+        screen.wait(lambda text: "orbit_v1.toml" in text, "the file")
+        screen.press("enter", "enter")
+        screen.wait(lambda text: "Submit" in text and "… looking" not in text and "Leave it" in text, "what is found")
+        screen.press("enter")
+        screen.wait("orbit_v1 is queued")
+        screen.wait("1 job")
+        screen.press("S")
+        screen.wait("Job file to submit")
+        screen.press("/", "orbit_v1")
+        screen.wait("orbit_v1.toml")
+        screen.press("enter", "enter")
+        screen.wait(lambda text: "Open in the wizard" in text and "… looking" not in text, "what is found again")
+        screen.press("tab", "enter")
+        screen.wait("step 4 of 6")
+        screen.press(PALETTE, "training.steps")
+        screen.wait("training.steps")
+        screen.press("enter")
+        screen.wait(lambda text: "step 4 of 6" in text and "40" in text, "the steps of the file")
+        screen.press("escape")
+        screen.wait("Leave the wizard?")
+        screen.press("enter")
+        screen.wait("1 job")
+        screen.press("q")
+        assert screen.wait_end() == 0

@@ -43,7 +43,8 @@ START_SECONDS = 120.0  # for its daemon to be started
 MOST_SAID = 64 * 2**20  # bytes of one answer
 SILENT_DIAL_SECONDS = 30.0  # for a connection that asks nobody
 # What ssh says when it would have to ask a person: trying again by itself could only get the user locked out
-_ASKING = ("Permission denied", "Host key verification failed", "Too many authentication failures")
+_REFUSED = ("Permission denied", "Too many authentication failures")
+_ASKING = (*_REFUSED, "Host key verification failed")
 
 
 class Connection:
@@ -143,7 +144,8 @@ class Connection:
         while not self._asked.wait(0.2) and self._keeper.is_alive():
             pass
         if self._line is None:
-            raise UserError(self.state.words or "ssh failed", where=self.host, fix=f"Try: ssh {self.host}")
+            words = self.state.words or "ssh failed"
+            raise UserError(words, where=self.host, fix=f"Try: ssh {self.host}{_for_a_key(self.host, words)}")
 
     def start_daemon(self) -> bool:
         """Start the daemon there unless one runs; whether it had to be. Raises UserError with its words."""
@@ -311,6 +313,13 @@ def _ended(line: SshLine | None) -> SshLine | None:
 
 def _must_ask(words: str) -> bool:
     return any(w in words for w in _ASKING)
+
+
+def _for_a_key(host: str, words: str) -> str:
+    """How one is let in without a question, to follow what to try; "" where ssh has failed of something else."""
+    if not any(w in words for w in _REFUSED):
+        return ""
+    return f". ssh-copy-id {host} puts your key there, and ssh-add asks its passphrase once for all"
 
 
 def _now() -> float:

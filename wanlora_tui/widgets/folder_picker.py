@@ -240,14 +240,13 @@ class PathPicker(Dialog[str | None]):
         tree = self.query_one(_Tree)
         tree.needle = event.value.strip().lower()
         await tree.reload()
+        tree.cursor_line = min(1, tree.last_line)  # the first thing that is left, and not the top folder
 
     @on(Input.Submitted, "#picker-filter")
     def _filter_done(self, event: Input.Submitted) -> None:
-        """Back to the tree, on the first thing that is left in it."""
+        """Back to the tree."""
         event.stop()
-        tree = self.query_one(_Tree)
-        tree.focus()
-        tree.cursor_line = min(1, tree.last_line)
+        self.query_one(_Tree).focus()
 
     @on(Input.Submitted, "#picker-path")
     @on(Button.Pressed, "#picker-take")

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from tests.helpers import ROOT
 from tests.helpers.interface.harness import write_job
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.terminal import Terminal
-from tests.helpers.waiting import until
+from tests.helpers.waiting import PATIENCE, until
 
 pytestmark = needs_sshd
 QUESTION = "Enter passphrase for key"
@@ -110,3 +111,38 @@ def test_an_unknown_host_key_is_asked_about(there: OtherMachine, state: Path, jo
         terminal.wait("daemon alive")
     finally:
         terminal.close()
+
+
+@pytest.mark.parametrize("command", [["attach"], ["jobs"]], ids=" ".join)
+@pytest.mark.parametrize("passwords", [True, False], ids=["password", "key-only"])
+def test_a_login_that_fails_says_what_to_do_and_no_screen_opens(
+    there: OtherMachine, state: Path, command: list[str], passwords: bool
+):
+    """A password is asked for by ssh itself, on the terminal; where keys alone are taken, nothing is asked."""
+    there.stop()
+    (there.folder / "authorized_keys").write_text("")
+    there.write_sshd_config(*(["PasswordAuthentication yes"] if passwords else []))
+    there.start()
+    given = [sys.executable, "-m", "wanlora_tui.cli", *command, "--host", ALIAS, "--dir", str(state)]
+    terminal = Terminal(given, size=(200, 40), cwd=ROOT, env=there.environment())
+    try:
+        for asked in range(1, 4 if passwords else 1):
+            terminal.wait(lambda text, asked=asked: text.count("password:") == asked)
+            terminal.press("wrong", "enter")
+        assert terminal.wait_end() == 1
+        assert "Permission denied (publickey" in terminal.words
+        assert f"ssh-copy-id {ALIAS} " in terminal.words and "ssh-add" in terminal.words, terminal.text
+        assert b"\x1b[?1049h" not in terminal.raw, "the screens were opened"
+    finally:
+        terminal.close()
+
+
+def test_without_a_terminal_a_key_with_a_passphrase_ends_at_once_with_what_to_do(there: OtherMachine, state: Path):
+    there.protect_key("secret")
+    given = [sys.executable, "-m", "wanlora_tui.cli", "jobs", "--host", ALIAS, "--dir", str(state)]
+    done = subprocess.run(
+        given, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT, env=there.environment(),
+        start_new_session=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 1 and "Permission denied" in done.stderr, done.stderr
+    assert f"ssh-copy-id {ALIAS} " in done.stderr and "ssh-add" in done.stderr, done.stderr

@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from textual.app import App
+from textual import events
 from textual.widgets import Input
 
 from tests.helpers.interface.wizard_pilot import screen_text, type_text, until
 from wanlora_tui.widgets.folder_picker import PathPicker, count_text
+from wanlora_tui.widgets.key_order import KeysInOrder
 
 
-class PickerApp(App[None]):
+class PickerApp(KeysInOrder):
     def __init__(self, start: Path, suffixes: frozenset[str] | None = None) -> None:
         super().__init__()
         self.start, self.suffixes, self.picked = start, suffixes, "nothing yet"
@@ -52,6 +53,16 @@ async def test_typing_after_a_slash_leaves_only_what_has_it_in_its_name(tmp_path
         await pilot.pause()
         assert not isinstance(app.focused, Input)
         await pilot.press("enter")
+        await until(pilot, lambda: app.picked != "nothing yet", "the pick")
+        assert app.picked == str(tmp_path / "orbit_right")
+
+
+async def test_what_is_filtered_and_taken_at_once_is_what_the_filter_has_found(tmp_path: Path) -> None:
+    app = PickerApp(folders(tmp_path, orbit_left=1, orbit_right=1, pan=1))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "pan" in screen_text(app), "the tree")
+        for key in ("slash", *"right", "enter", "enter"):
+            app.post_message(events.Key(key, {"slash": "/", "enter": "\r"}.get(key, key)))
         await until(pilot, lambda: app.picked != "nothing yet", "the pick")
         assert app.picked == str(tmp_path / "orbit_right")
 
