@@ -80,7 +80,9 @@ class Team:
             for ranks in dict.fromkeys(part.ranks for part in parts)
         }
         self._sharing = groups[self.part.ranks]  # every rank has to make every group
-        limit = timedelta(seconds=HANGS_SECONDS)
+        # torch's own limit names nobody: it comes behind that of the signs, and ends what they cannot see, where no
+        # process waits for another but a GPU for what NCCL sends it
+        limit = timedelta(seconds=1.5 * HANGS_SECONDS)
         clips = [part.clip for part in parts if part.each > 1]
         within_steps = {
             ranks: dist.new_group(list(ranks), backend=backend, timeout=limit)

@@ -52,7 +52,7 @@ HANGS = """
 import os, sys, time
 import torch
 from engine.parallel import team
-from engine.parallel.parts import ALONE, Rank
+from engine.parallel.parts import Part, Rank
 
 def lost(loss):
     print(loss.cause, flush=True)
@@ -60,20 +60,28 @@ def lost(loss):
 
 team.HANGS_SECONDS = 1.0
 number = int(os.environ["RANK"])
-mine = team.Team(Rank(number, 2, number, 2), [ALONE, ALONE], torch.device("cpu"), lost)
+parts = [Part(None, place, (0, 1)) for place in range(2)]
+mine = team.Team(Rank(number, 2, number, 2), parts, torch.device("cpu"), lost)
 if number == HANGING:
     mine.signs.give("step 7")
     time.sleep(3600)
-mine.exchange("here")
+WAIT
 """
 
 
-@pytest.mark.parametrize("hanging", [0, pytest.param(1, marks=pytest.mark.thorough)])  # test_ranks has a second one
-def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int):
+@pytest.mark.parametrize(
+    ("hanging", "wait"),
+    [
+        (0, 'mine.exchange("here")'),
+        pytest.param(1, 'mine.exchange("here")', marks=pytest.mark.thorough),  # test_ranks has a second one
+        (1, "mine.gather(torch.ones(1))"),  # which torch ends by itself as well
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int, wait: str):
     port = str(free_port())
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", HANGS.replace("HANGING", str(hanging))],
+            [sys.executable, "-c", HANGS.replace("HANGING", str(hanging)).replace("WAIT", wait)],
             cwd=ROOT,
             env={
                 **os.environ,
