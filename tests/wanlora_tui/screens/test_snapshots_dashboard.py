@@ -276,4 +276,5 @@ async def test_without_colour(
         if key:
             await pilot.press(key)
             await until(pilot, lambda: isinstance(pilot.app.screen, FILMS.get(key, LogScreen)), "the screen")
-        await picture(pilot, SMALL, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))
+        sizes = SMALL if key in FILMS else SIZES
+        await picture(pilot, sizes, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))

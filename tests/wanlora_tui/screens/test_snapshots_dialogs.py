@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.interface.dialogs import all_dialogs, one_of_each
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
+from tests.wanlora_tui.screens.conftest import SIZES, Picture, Sizes, at_sizes
 from tests.wanlora_tui.screens.test_dialog_help import Asking
 from wanlora_tui.screens.jobs.dialogs import AskEnded
 
@@ -33,4 +33,4 @@ async def test_without_colour(picture: Picture, folder: Path, monkeypatch: pytes
     app = Asking()
     async with app.run_test(size=SIZES[0]) as pilot:
         await app.push_screen(one_of_each(folder)[AskEnded]())
-        await picture(pilot, SMALL)
+        await picture(pilot)

@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.runs import Tape, usual
 from tests.helpers.interface.wizard_pilot import make_base, make_clips, screen_text, until
-from tests.wanlora_tui.screens.conftest import NOW, SIZES, SMALL, Picture, Sizes, at_sizes
+from tests.wanlora_tui.screens.conftest import NOW, SIZES, Picture, Sizes, at_sizes
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.screens.confirm import Confirm
@@ -166,7 +166,7 @@ async def test_jobs_without_colour(picture: Picture, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("NO_COLOR", "1")
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        await picture(pilot, SMALL)
+        await picture(pilot)
 
 
 @pytest.mark.parametrize(("screen", "sizes"), at_sizes(("files",), whole=()))
