@@ -30,6 +30,9 @@ STORED = {
     "qint8": 1.0,
     "qint4": 0.5,
 }  # bytes per weight, without scales
+# bytes per weight that a kept graph holds besides: where the backward makes the weight from codes that are joined, the
+# compiler has the forward join them
+KEPT_CODES = {"qint4": 1}
 
 
 @lru_cache(maxsize=256)  # hundreds of plans are priced for a job, of a few precisions
@@ -154,7 +157,8 @@ class MemoryCosts:
         activations = max(window, staying)  # those that stay are used up before the others come back
         beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
-        kept = (c.kept + c.kept_ffn * ratio) * tensor
+        codes = KEPT_CODES.get(plan.precision, 0) * self.shape.parameters / self.shape.layers
+        kept = (c.kept + c.kept_ffn * ratio) * tensor + codes
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.process  # for its length
 WITHOUT_CPP = {"disable_cpp_codegen": True} if hasattr(inductor, "disable_cpp_codegen") else {}
 
 
-def test_a_later_start_traces_no_autograd_function_anew():
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_later_start_traces_no_autograd_function_anew(kept: bool) -> None:
     packed, bias, x = pack_float8(torch.randn(16, 16)), torch.zeros(16), torch.randn(8, 16, requires_grad=True)
 
     def product(x: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,7 @@ def test_a_later_start_traces_no_autograd_function_anew():
         for start in ("autograd_cache_miss", "autograd_cache_hit"):
             torch._dynamo.reset()
             counters.clear()
-            _compiled(product)(x).sum().backward()
+            _compiled(product, kept=kept)(x).sum().backward()
             told = counters["aot_autograd"]
             assert (told[start], told["autograd_cache_bypass"]) == (1, 0), told
     torch._dynamo.reset()

@@ -9,23 +9,24 @@ from engine.executor.executor_resources import _compiled, mark_frozen
 from engine.wan import attention
 from engine.wan.block import NORMS, TEXT_LINEARS, BlockWeights, linear_shapes, post_attention, pre_attention
 from engine.wan.quantize import pack
+from presets.planner.memory_costs import KEPT_CODES
 from tests.engine.executor.test_compiled_again import WITHOUT_CPP
 
 pytestmark = pytest.mark.process  # for its length
 TOKENS, WIDTH, HEADS, FFN = 600, 64, 2, 176
 ROW = TOKENS * WIDTH
+SHAPES = linear_shapes({"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "ffn_dim": FFN})
 
 
 def block_of(precision: str) -> BlockWeights:
     torch.manual_seed(2)
-    shapes = linear_shapes({"num_attention_heads": HEADS, "attention_head_dim": WIDTH // HEADS, "ffn_dim": FFN})
-    plain = {f"{name}.bias": torch.randn(n).bfloat16() for name, (n, _) in shapes.items()}
+    plain = {f"{name}.bias": torch.randn(n).bfloat16() for name, (n, _) in SHAPES.items()}
     plain |= {f"{name}.weight": torch.randn(WIDTH).bfloat16() for name in (*NORMS, "norm2")}
     plain |= {"norm2.bias": torch.randn(WIDTH).bfloat16(), "scale_shift_table": torch.randn(1, 6, WIDTH)}
-    packed = {name: pack((torch.randn(shape) / 8).bfloat16(), precision) for name, shape in shapes.items()}
+    packed = {name: pack((torch.randn(shape) / 8).bfloat16(), precision) for name, shape in SHAPES.items()}
     lora = {
         name: (torch.randn(4, k).requires_grad_(), torch.randn(n, 4).requires_grad_())
-        for name, (n, k) in shapes.items()
+        for name, (n, k) in SHAPES.items()
     }
     return BlockWeights(packed, plain, {}, lora, torch.ones(()), HEADS, precision)
 
@@ -52,8 +53,8 @@ def held_and_gradients(block: BlockWeights, *, kept: bool) -> tuple[list[torch.T
     return [t for at, t in held.items() if at not in own], list(gradients)
 
 
-@pytest.mark.parametrize("precision", ["float8", "qfloat8"])
-def test_a_kept_graph_holds_no_weight_and_no_norm(precision: str) -> None:
+@pytest.mark.parametrize("precision", ["float8", "qfloat8", "qint4"])
+def test_a_kept_graph_holds_no_weight_but_qint4s_codes_and_no_norm(precision: str) -> None:
     block = block_of(precision)
     mark_frozen(block)
     with fresh_cache(), inductor.patch(WITHOUT_CPP):
@@ -61,10 +62,10 @@ def test_a_kept_graph_holds_no_weight_and_no_norm(precision: str) -> None:
         held, gradients = held_and_gradients(block, kept=True)
         more, same = held_and_gradients(block, kept=False)
     torch._dynamo.reset()
-    shapes = {packed[0].shape for packed in block.weights.values()}
-    shapes |= {shape[::-1] for shape in shapes}
-    assert not [t.shape for t in held if t.shape in shapes]
+    sizes = [n * k for n, k in SHAPES.values()]  # in whatever shape: no rows' sizes are among them
+    weights = sum(t.nbytes for t in held if t.numel() in sizes)
+    assert weights <= KEPT_CODES.get(precision, 0) * sum(sizes)
     # rows of width D and two of width F: what norms give is made again
-    rows, rows_more = (sum(t.numel() for t in tensors if t.shape not in shapes) / ROW for tensors in (held, more))
+    rows, rows_more = (sum(t.numel() for t in tensors if t.numel() not in sizes) / ROW for tensors in (held, more))
     assert rows < 9.2 + 2 * FFN / WIDTH and rows_more - rows == pytest.approx(4, abs=0.1)
     assert all(torch.equal(a, b) for a, b in zip(gradients, same, strict=True))
