@@ -456,7 +456,8 @@ def test_a_kept_graph_holds_some_of_the_text_of_the_lora_and_of_a_qint4_base_how
         )
         return three - two
 
-    text, short = 3 * 512 * 5120 * 2, {"frames": 1, "height": 256, "width": 256}
+    text = 3 * 512 * 5120 * 2
+    short: dict[str, Any] = {"frames": 1, "height": 256, "width": 256}
     by_rows = graph(**short, batch=2) - graph(**short)
     assert by_rows - text == pytest.approx(graph(frames=1, height=256, width=512) - graph(**short), rel=0.02)
     assert graph(**short, rank=64) - graph(**short) == pytest.approx(2 * 48 * 76.7e6 / 16 / 40, rel=0.02)
