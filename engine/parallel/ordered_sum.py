@@ -109,13 +109,14 @@ class OrderedSum:
             self._stream.wait_stream(torch.cuda.current_stream(sent.device))
             sent.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            for of_rank, size, numbers in zip(self._counts, sizes, self._gathered(sent), strict=True):
+            received = self._gathered(sent)
+            self._left.popleft()  # from now on the others have it, whatever befalls this one
+            self._sent += 1
+            for of_rank, size, numbers in zip(self._counts, sizes, received, strict=True):
                 uses = [(i, use) for i in piece for use in range(of_rank[i])]
                 parts = numbers[:size].split([self._parameters[i].numel() for i, _ in uses])
                 for turn in range(max(of_rank[i] for i in piece)):
                     self._add({i: part for (i, use), part in zip(uses, parts, strict=True) if use == turn})
-        self._left.popleft()
-        self._sent += 1
 
     def _gathered(self, sent: torch.Tensor) -> list[torch.Tensor]:
         try:

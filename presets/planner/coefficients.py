@@ -29,8 +29,9 @@ class Coefficients:
     hidden_spared: float = 5.0
     # blocks of these on the device with activations on the host: the present one and the one read ahead
     activation_window: int = 2
-    kept: float = 11.1  # rows of a kept block's graph. An H200, 2026-11-28 ...
-    kept_ffn: float = 2.0  # ... and, of width F
+    kept: float = 11.0  # rows of a kept block's graph. An H200, 2026-11-28 ...
+    kept_ffn: float = 2.0  # ... and, of width F ...
+    kept_text: float = 3.0  # ... and of the text: keys, also before their norm, and values. Counted
     kept_backward: float = 9.0  # rows while a kept block goes backward
     forward_attention: float = 9.0  # rows of a pass without a graph around attention. An estimate
     forward_outside: float = 4.0  # the same around the token-wise parts. An estimate

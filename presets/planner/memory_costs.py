@@ -20,6 +20,7 @@ from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
 # row tensors more at attention's backward where GPUs share a clip: what it works on by heads beside the same by tokens,
 # and what is sent and received. Counted, not measured
 SPLIT_ROWS = 7
+TEXT_TOKENS = 512
 ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
 STORED = {
@@ -157,8 +158,7 @@ class MemoryCosts:
         activations = max(window, staying)  # those that stay are used up before the others come back
         beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
-        codes = KEPT_CODES.get(plan.precision, 0) * self.shape.parameters / self.shape.layers
-        kept = (c.kept + c.kept_ffn * ratio) * tensor + codes
+        kept = (c.kept + c.kept_ffn * ratio) * tensor + self._kept_beside(plan, load)
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept
@@ -167,6 +167,12 @@ class MemoryCosts:
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
+
+    def _kept_beside(self, plan: Plan, load: Load) -> float:
+        """What a kept graph holds however short the clip is: of the text, of the LoRA in bf16, of some weights."""
+        of_block = KEPT_CODES.get(plan.precision, 0) * self.shape.parameters
+        of_block += 2 * self.shape.lora_parameters(self.work.rank)
+        return c.kept_text * load.batch * TEXT_TOKENS * self.row + of_block / self.shape.layers
 
     def _kept(self, plan: Plan, load: Load) -> int:
         """plan.kept, but where CUDA graphs recompute all."""

@@ -23,12 +23,11 @@ from presets.planner.coefficients import (
     STILL_STAGES,
 )
 from presets.planner.coefficients import FITTED as c
-from presets.planner.memory_costs import STORED, block_bytes, waiting_rows
+from presets.planner.memory_costs import STORED, TEXT_TOKENS, block_bytes, waiting_rows
 from presets.planner.plan import Plan
 from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, Workload
 
-TEXT_TOKENS = 512
 OWN_CONVOLUTIONS = (9, 0)  # the compute capability on which the encoder's were measured to be faster than cuDNN's
 EIGHT_BITS = ("float8", "int8")  # the precisions that also multiply in 8 bits
 

@@ -187,6 +187,25 @@ def test_after_an_exchange_that_has_broken_nothing_more_is_sent():
     assert len(calls) == 1
 
 
+def test_what_the_others_have_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong as it is added up here."""
+    monkeypatch.setattr(ordered_sum, "PIECE", 1)
+    sent: list[int] = []
+
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        sent.append(len(mine))
+        return [mine]
+
+    of = parameters()
+    total = OrderedSum(of, gather, 0)
+    with total.kept_apart([[1, 1, 0, 1]], ahead=True):
+        with monkeypatch.context() as broken, pytest.raises(TypeError):
+            broken.setattr(torch, "_foreach_copy_", None)
+            backward(of, 0)
+        total.send_rest(void=True)
+    assert sent == [1, 64 * 3, 7 * 5]
+
+
 def test_added_up_by_micro_batch_first_the_bits_would_differ():
     """So what each use gave has to be kept apart."""
     alone, by_batch = parameters(), parameters()

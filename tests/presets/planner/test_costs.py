@@ -447,6 +447,24 @@ def test_blocks_as_graphs(side, made, measured):
     assert 0.75 * measured < 1000 * (found.transformer + found.copies) < 1.10 * measured
 
 
+def test_a_kept_graph_holds_some_of_the_text_of_the_lora_and_of_a_qint4_base_however_short_the_clip():
+    def graph(precision: str = "float8", rank: int = 16, **size: int) -> float:
+        costs = Costs(work(**size, ranks=(rank,)), H200)
+        two, three = (
+            sum(costs.memory.step(plan(precision=precision, resident=40, kept=kept, activations="device", slots=0)))
+            for kept in (38, 39)
+        )
+        return three - two
+
+    text = 3 * 512 * 5120 * 2
+    short: dict[str, Any] = {"frames": 1, "height": 256, "width": 256}
+    by_rows = graph(**short, batch=2) - graph(**short)
+    assert by_rows - text == pytest.approx(graph(frames=1, height=256, width=512) - graph(**short), rel=0.02)
+    assert graph(**short, rank=64) - graph(**short) == pytest.approx(2 * 48 * 76.7e6 / 16 / 40, rel=0.02)
+    codes = 8 * 5120**2 + 2 * 5120 * 13824
+    assert graph("qint4", **short) - graph("qint8", **short) == pytest.approx(codes, rel=0.02)
+
+
 def test_graphs_recompute_and_take_memory_of_their_own():
     of = work(21, 256, 256)
     costs, launched = Costs(of, H100), plan(resident=40, slots=0, activations="device")
