@@ -228,8 +228,11 @@ class Drafts:
 def _write(draft: Draft, path: Path) -> tuple[Path, IO[bytes]]:
     """A temporary file beside `path` with the draft in it, locked. Raises OSError."""
     draft.saved = time.time()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except FileNotFoundError:  # looked for at no other key: each call of the system is felt in the key
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     file = os.fdopen(handle, "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
