@@ -137,7 +137,6 @@ class TimeCosts:
         again = linear + self._traffic(c.traffic_forward, rows) + forward_again - self._spared(plan, rows)
         _, attention = self.attention(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
-        gradient += self._traffic(c.traffic_kept, rows) * (1 - redone / part if part else 0.0)
         if chunks > 1:
             again += self._traffic(c.traffic_chunked, rows)
         launches = (visited * c.launch_gradient + redone * layers * c.launch_again) * _launched(chunks)
@@ -146,7 +145,8 @@ class TimeCosts:
             launches = visited * c.launch_graph
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
         copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
-        return max(part * (attention + gradient) + redone * again, launches), copying
+        norms = (part - redone) * self._traffic(c.traffic_kept, rows)
+        return max(part * (attention + gradient) + redone * again + norms, launches), copying
 
     def _copy(self, plan: Plan, blocks: float) -> float:
         """Weights of so many blocks, one way."""
