@@ -74,6 +74,7 @@ class RunFeed:
 
     async def _follow_folder(self, folder: FolderEvents, changed: Callable[[], None]) -> None:
         """The trainer goes on without the daemon, and its folder is not behind."""
+        is_read = False
         try:
             while True:
                 try:
@@ -88,7 +89,8 @@ class RunFeed:
                 except OSError as e:
                     self.problem = f"The run folder cannot be read: {e.strerror or e}"
                     changed()
-                if answers(self.beat_age, self.problem):
+                was_read, is_read = is_read, not answers(self.beat_age, self.problem)
+                if was_read and not is_read:
                     await asyncio.to_thread(folder.close)
                 await asyncio.sleep(RETRY_SECONDS)
         finally:

@@ -38,7 +38,8 @@ async def test_the_folder_there_tells_the_run_to_its_end_and_again_after_a_cut(
     tape = usual(until=60)
     file = tape.write(lonely.home / tape.name)
     record = record_of(tape, lonely.home)
-    feed = RunFeed(Client(tmp_path / "none"), record, LastSeenFile(tmp_path / "seen"), pieces=FarPieces(there))
+    pieces = FarPieces(there)
+    feed = RunFeed(Client(tmp_path / "none"), record, LastSeenFile(tmp_path / "seen"), pieces=pieces)
     async with followed(feed):
         await until_async(lambda: feed.view.last_seq == len(tape.events), "all events")
         assert (feed.view.step, feed.view.run) == (60, "run-orbit_v1")
@@ -49,6 +50,9 @@ async def test_the_folder_there_tells_the_run_to_its_end_and_again_after_a_cut(
             f.write(msgspec.json.encode(tape.events[before]) + b"\n")
         await until_async(lambda: feed.view.state == "done", "the end, over the line that was dialled anew")
         assert "cannot be read" not in feed.problem, "that its machine was away is told elsewhere"
+        assert pieces._files is not None
+        feed.apply(record)  # a sign of life of the daemon
+        await until_async(lambda: pieces._files is None, "the end of the channel")
 
 
 def test_what_cannot_be_read_there_is_an_error(there: Connection, lonely: OtherMachine):  # noqa: F811
