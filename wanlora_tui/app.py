@@ -258,12 +258,13 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
         """Whoever comes back from it finds its job under the cursor."""
         from wanlora_tui.screens.dashboard import DashboardScreen
         from wanlora_tui.transfer.here import HereFiles
-        from wanlora_tui.transfer.over_ssh import far_files, fetch_newest
+        from wanlora_tui.transfer.over_ssh import FarPieces, far_files, fetch_newest
 
         self._jobs.go_to(record)
+        pieces = FarPieces(self.there) if self.there else None
         self.push_screen(
             DashboardScreen(
-                RunFeed(self.client, record, self.last_seen, heard=self._job_list.heard, here=not self.host),
+                RunFeed(self.client, record, self.last_seen, heard=self._job_list.heard, pieces=pieces),
                 self.client,
                 lambda: self.image,
                 host=self.host,
@@ -383,9 +384,8 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
     def action_suspend_process(self) -> None:
         """Ctrl+Z: stop, with all that the shell sees as this command, until its `fg`."""
         if not has_shell():
-            self.notify(
-                "There is no shell to go back to: wanlora is what this terminal was opened for.", severity="warning"
-            )
+            words = "There is no shell to go back to: wanlora is what this terminal was opened for."
+            self.notify(words, severity="warning")
         else:
             os.killpg(os.getpgrp(), signal.SIGTSTP)
             self.call_next(self.refresh, layout=True)

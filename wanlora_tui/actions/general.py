@@ -5,7 +5,7 @@ from wanlora_tui.actions import Action, register
 register(
     Action(
         id="app.help",
-        keys="question_mark,f1",
+        keys="question_mark,ctrl+right_square_bracket,f1",  # in a text a question mark is typed
         action="app.help",
         label="Help",
         help="All keys of this screen, and what they do.",
@@ -135,6 +135,10 @@ register(
         id="confirm.no", keys="n,escape", action="screen.answer(False)", label="No", help="Leave things as they are."
     ),
     Action(
-        id="help.close", keys="escape,q,question_mark,f1", action="screen.close", label="Close", help="Close the help."
+        id="help.close",
+        keys="escape,q,question_mark,ctrl+right_square_bracket,f1",
+        action="screen.close",
+        label="Close",
+        help="Close the help.",
     ),
 )

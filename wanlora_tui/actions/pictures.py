@@ -175,5 +175,13 @@ register(
         label="Compare",
         help="The steps of the chosen prompt side by side.",
     ),
+    Action(
+        id="sheet.copy",
+        keys="y",
+        action="screen.copy_path",
+        label="Copy path",
+        help="Copy the path of the chosen film through the terminal (OSC 52).",
+        show=False,
+    ),
     Action(id="sheet.close", keys="escape,t,q", action="screen.close", label="Close", help="Back to the dashboard."),
 )

@@ -63,7 +63,7 @@ register(
     ),
     Action(
         id="wizard.help",
-        keys="question_mark,f1",
+        keys="question_mark,ctrl+right_square_bracket,f1",
         action="screen.step_help",
         label="Help",
         help="Explain this step of the wizard and list its keys.",
@@ -116,6 +116,13 @@ register(
         show=False,
     ),
     Action(
+        id="findings.jump",
+        keys="enter",
+        action="select",
+        label="To its field",
+        help="Go to the field that the highlighted finding is about.",
+    ),
+    Action(
         id="findings.fix",
         keys="f",
         action="screen.fix",
@@ -131,7 +138,7 @@ register(
     ),
     Action(
         id="page.close",
-        keys="escape,q,question_mark,f1",
+        keys="escape,q,question_mark,ctrl+right_square_bracket,f1",
         action="screen.close",
         label="Close",
         help="Close this page.",

@@ -43,7 +43,9 @@ class LastSeenFile:
                 del self.kept.seen[old]
 
     def save(self) -> None:
-        """Write atomically. Raises OSError."""
+        """Write atomically, with what was seen meanwhile in other terminals. Raises OSError."""
+        for run, seq in LastSeenFile(self.path.parent).kept.seen.items():
+            self.saw(run, seq)
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_file(self.path, msgspec.json.encode(self.kept), private=True)
 

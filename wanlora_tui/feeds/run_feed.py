@@ -15,7 +15,7 @@ from daemon.wire.protocol import Beat, JobRecord, RunBeat
 from presets.runs.event_data import QuickLine
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_all, apply_event
-from wanlora_tui.feeds.folder_events import FolderEvents
+from wanlora_tui.feeds.folder_events import FolderEvents, HerePieces, Pieces
 from wanlora_tui.feeds.last_seen import LastSeenFile, since_you_left
 from wanlora_tui.feeds.status_lights import answers
 
@@ -42,8 +42,8 @@ class ShownRun(Protocol):
 class RunFeed:
     """A run followed through the daemon, over the daemon's own end and the next one's start.
 
-    `heard`: when the daemon last gave a sign of life, by `clock`. `here`: the run folder is on this machine, and is
-    read while the daemon does not answer.
+    `heard`: when the daemon last gave a sign of life, by `clock`. `pieces`: of the run folder's
+    files, which are read while the daemon does not answer; None where it is on this machine.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class RunFeed:
         last_seen: LastSeenFile,
         *,
         heard: float | None = None,
-        here: bool = False,
+        pieces: Pieces | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
         self.away, self.problem, self.anew = "", "", 0
         self._client, self._last_seen, self._clock = client, last_seen, clock
-        self._heard, self._folder = heard, FolderEvents() if here else None
+        self._heard, self._folder = heard, FolderEvents(pieces or HerePieces())
 
     @property
     def beat_age(self) -> float | None:
@@ -70,25 +70,31 @@ class RunFeed:
         """Load the run, then apply whatever comes; `changed` is called after each. Ends only when cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_daemon(changed))
-            if self._folder is not None:
-                tasks.create_task(self._follow_folder(self._folder, changed))
+            tasks.create_task(self._follow_folder(self._folder, changed))
 
     async def _follow_folder(self, folder: FolderEvents, changed: Callable[[], None]) -> None:
         """The trainer goes on without the daemon, and its folder is not behind."""
-        while True:
-            try:
-                while (
-                    not answers(self.beat_age, self.problem)
-                    and (events := await asyncio.to_thread(folder.more, Path(self.record.run_dir))) is not None
-                ):
-                    self._apply_all(events)
+        is_read = False
+        try:
+            while True:
+                try:
+                    while (
+                        not answers(self.beat_age, self.problem)
+                        and (events := await asyncio.to_thread(folder.more, Path(self.record.run_dir))) is not None
+                    ):
+                        self._apply_all(events)
+                        changed()
+                except (FileNotFoundError, ConnectionError):  # it has not begun; its machine is away, which is shown
+                    pass
+                except OSError as e:
+                    self.problem = f"The run folder cannot be read: {e.strerror or e}"
                     changed()
-            except FileNotFoundError:  # it has not begun
-                pass
-            except OSError as e:
-                self.problem = f"The run folder cannot be read: {e.strerror or e}"
-                changed()
-            await asyncio.sleep(RETRY_SECONDS)
+                was_read, is_read = is_read, not answers(self.beat_age, self.problem)
+                if was_read and not is_read:
+                    await asyncio.to_thread(folder.close)
+                await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            folder.close()
 
     def _apply_all(self, events: Sequence[Event | QuickLine]) -> None:
         if events and self.view.run not in ("", events[0].run):

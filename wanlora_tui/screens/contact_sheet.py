@@ -21,6 +21,7 @@ from wanlora_tui.film.sheet_view import SheetView
 from wanlora_tui.film.shots import Shots
 from wanlora_tui.output.formatting import count
 from wanlora_tui.screens.compare import FILM_KEYS, SECONDS, At, CompareScreen, PictureScreen
+from wanlora_tui.screens.copying import copy_path
 from wanlora_tui.transfer.pictures import Pictures
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.redraw_throttle import Changed
@@ -42,6 +43,7 @@ class ContactSheet(Plays, Screen[At | None]):
         "sheet.smaller",
         "sheet.open",
         "sheet.compare",
+        "sheet.copy",
         "sheet.close",
     )
 
@@ -131,6 +133,11 @@ class ContactSheet(Plays, Screen[At | None]):
             ),
             self._go,
         )
+
+    def action_copy_path(self) -> None:
+        shots, at = self._view.shots, self._at
+        shot = shots.get(*at) if shots is not None and at is not None else None
+        copy_path(self, shot.film if shot is not None else self._run_dir, title="Preview")
 
     def action_close(self) -> None:
         self.dismiss(self._at)

@@ -70,6 +70,7 @@ NAMES = {
     "ctrl+underscore": "^_",
     "ctrl+slash": "^/",
     "ctrl+backslash": "^\\",
+    "ctrl+right_square_bracket": "^]",
     "up": "Up",
     "down": "Down",
     "left": "Left",

@@ -1,9 +1,11 @@
 """The way to the files of another machine over the connection to it, which comes back after a cut."""
 
+import errno
 import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 from presets.errors import UserError
 from presets.text import human
@@ -26,6 +28,34 @@ def far_files(there: Connection) -> FarFiles:
         return FarFiles(there.start([there.wanlora, "serve-files"], stdin=subprocess.PIPE))
     except LineLost as e:
         raise Cut(e.what) from None
+
+
+class FarPieces:
+    """Of files of another machine, for who reads on in one that grows (wanlora_tui.feeds.folder_events). The channel is
+    opened when it is first needed, and anew after a cut."""
+
+    def __init__(self, there: Connection) -> None:
+        self._there = there
+        self._files: FarFiles | None = None
+
+    def read(self, path: Path, offset: int, most: int) -> tuple[bytes, int]:
+        try:
+            self._files = self._files or far_files(self._there)
+            (facts,) = self._files.facts([str(path)])
+            if facts.kind == "none":
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+            length = max(0, min(most, facts.size - offset))
+            return b"".join(self._files.read(str(path), offset, length)), facts.size
+        except Cut as e:
+            self.close()
+            raise ConnectionError(str(e)) from None
+        except UserError as e:
+            raise OSError(e.what) from None
+
+    def close(self) -> None:
+        if self._files is not None:
+            self._files.close()
+        self._files = None
 
 
 def files_of(there: Connection, say: Callable[[str], None]) -> Retrying[FarFiles]:

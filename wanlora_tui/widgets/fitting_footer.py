@@ -85,14 +85,17 @@ class FittingFooter(Footer):
                     enabled,
                 )
         palette = None
-        if self.show_command_palette and self.app.COMMAND_PALETTE_BINDING in bound:
-            _, binding, enabled, tooltip = bound[self.app.COMMAND_PALETTE_BINDING]
+        # a colon, which is ours, where it is not typed: browsers and editors keep Textual's ^P from their terminals
+        shown = next((b for b in bound.values() if b.binding.id == "app.palette"), None)
+        shown = shown or bound.get(self.app.COMMAND_PALETTE_BINDING)
+        if self.show_command_palette and shown is not None:
+            _, binding, enabled, tooltip = shown
             palette = Offer(
                 "",
                 binding.key,
                 self.app.get_key_display(binding),
-                binding.description,
-                binding.tooltip or binding.description,
+                "Palette",
+                tooltip or binding.description,
                 enabled,
             )
         if (list(offered.values()), palette) != (self._offered, self._palette):

@@ -72,6 +72,14 @@ def test_the_key_that_is_shown_is_none_that_a_browser_or_desktop_takes():
         assert not re.fullmatch(r"f\d+", first), f"{action.id} is shown as {first}"
 
 
+def test_what_has_a_function_key_has_one_that_works_in_a_text_too():
+    no_text = {"drafts.discard"}
+    for action in all_actions():
+        keys = action.keys.split(",")
+        if any(re.fullmatch(r"f\d+", key) for key in keys) and action.id not in no_text:
+            assert any(key.startswith("ctrl+") for key in keys), f"{action.id} has only {keys}"
+
+
 def test_every_action_has_a_key_that_no_browser_or_editor_takes_from_its_terminal():
     """A sign, or one of those that no terminal can do without: ^F is a browser's search, ^L its address, ^R loads
     its page again. In a text a sign is typed, so the one with Ctrl stays beside it."""

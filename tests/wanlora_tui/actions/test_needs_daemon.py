@@ -17,6 +17,7 @@ from tests.wanlora_tui.screens.test_dashboard import app_over, shown
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, record
 from wanlora_tui.actions import all_actions, needs_daemon
 from wanlora_tui.feeds.run_feed import RecordedRun
+from wanlora_tui.output.far_words import speaking_of
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.screens.jobs.job_file import Checked, JobFileScreen
@@ -64,6 +65,20 @@ async def test_the_list_offers_nothing_that_a_silent_daemon_would_have_to_do(sta
         assert {"jobs.open", "jobs.new", "jobs.submit", "jobs.duplicate", "jobs.quit"} <= offered(pilot)
         ages.append(0.0)
         await until(pilot, lambda: OF_DAEMON & offered(pilot), "all that again")
+
+
+async def test_the_wizard_of_another_machine_is_offered_while_its_daemon_answers() -> None:
+    """It runs there, and so does what it launches; that of this machine makes a job file without a daemon, too."""
+    for host, without in (("", True), ("box", False)):
+        ages = [0.0]
+        with speaking_of(host, ()):
+            app = JobsApp([record(1, "orbit_v1", "done", 100, 100)])
+            app.jobs._clock = lambda ages=ages: ages[-1]
+            async with app.run_test(size=(100, 30)) as pilot:
+                await until(pilot, lambda p=pilot: "jobs.new" in offered(p), "the wizard")
+                ages.append(60.0)
+                await until(pilot, lambda p=pilot: not OF_DAEMON & offered(p), "nothing that the daemon would do")
+                assert ("jobs.new" in offered(pilot)) == without, host
 
 
 @pytest.mark.parametrize("state", ["running", "failed"])

@@ -48,7 +48,7 @@ def record_of(tape: Tape, folder: Path) -> JobRecord:
 async def test_without_a_daemon_the_folder_tells_the_run_to_its_end(tmp_path: Path):
     tape = usual(until=60)
     file = tape.write(tmp_path / tape.name)
-    feed = RunFeed(Client(tmp_path / "none"), record_of(tape, tmp_path), LastSeenFile(tmp_path / "seen"), here=True)
+    feed = RunFeed(Client(tmp_path / "none"), record_of(tape, tmp_path), LastSeenFile(tmp_path / "seen"))
     cost = CostSettings(rate=3600.0, currency="EUR")
     assert (feed.view.step, run_times(feed.record, feed.view, cost=cost).cost) == (50, ""), "what is not known yet"
     async with followed(feed):
@@ -80,8 +80,7 @@ async def test_a_daemon_that_answers_tells_it_alone(tmp_path: Path):
     with own_daemon() as folder:
         async with Client(folder) as client:
             record = await client.submit(write_job(tmp_path, steps=60, pace_ms=40))
-            feed = RunFeed(client, record, LastSeenFile(tmp_path / "seen"), here=True)
-            assert feed._folder is not None
+            feed = RunFeed(client, record, LastSeenFile(tmp_path / "seen"))
             async with followed(feed):
                 await until_async(lambda: feed.record.state == "done", "the end")
                 assert feed._folder._offset == 0
@@ -90,6 +89,6 @@ async def test_a_daemon_that_answers_tells_it_alone(tmp_path: Path):
 async def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path):
     tape = usual()
     (tmp_path / tape.name / "events.jsonl").mkdir(parents=True)
-    feed = RunFeed(Client(tmp_path / "none"), record_of(tape, tmp_path), LastSeenFile(tmp_path / "seen"), here=True)
+    feed = RunFeed(Client(tmp_path / "none"), record_of(tape, tmp_path), LastSeenFile(tmp_path / "seen"))
     async with followed(feed):
         await until_async(lambda: "The run folder cannot be read" in feed.problem, "why")

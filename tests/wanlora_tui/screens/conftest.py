@@ -25,24 +25,32 @@ from wanlora_tui.widgets import redraw_throttle
 
 SIZES = ((80, 24), (100, 30), (160, 48))
 SMALL, LARGER = SIZES[:1], SIZES[1:]
+PLAIN = "-without-colour"  # ends the name of a case that is drawn so
 NOW = 1_790_007_200.0  # two hours after the runs that tests write began
 Sizes = tuple[tuple[int, int], ...]
 Picture = Callable[..., Awaitable[None]]
 
 
-def at_sizes(states: Iterable[str], whole: Collection[str], larger: Sizes = LARGER) -> list[ParameterSet]:
+def at_sizes(
+    states: Iterable[str], whole: Collection[str], larger: Sizes = LARGER, plain: Collection[str] = ()
+) -> list[ParameterSet]:
     """Each state with sizes: those of `whole` with all, the others with 80x24, and with the larger ones as a case of
-    `make thorough` alone."""
+    `make thorough` alone. Those of `plain` without colour as well, the same way; of the others `make thorough` draws
+    80x24 without colour."""
     cases = []
+    rare = pytest.mark.thorough
     for state in states:
-        cases.append(pytest.param(state, SMALL + larger if state in whole else SMALL, id=state))
-        if state not in whole:
-            cases.append(pytest.param(state, larger, id=f"{state}-larger", marks=pytest.mark.thorough))
+        for end in ("", PLAIN) if state in plain else ("",):
+            cases.append(pytest.param(state, SMALL + larger if state in whole else SMALL, id=f"{state}{end}"))
+            if state not in whole:
+                cases.append(pytest.param(state, larger, id=f"{state}-larger{end}", marks=rare))
+        if state not in plain:
+            cases.append(pytest.param(state, SMALL, id=f"{state}{PLAIN}", marks=rare))
     return cases
 
 
 @pytest.fixture
-def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """One whose path is the same in every picture, so it is one test's at a time; it is the home and the working
     folder. The clock stands, nothing is animated, and no drawing is put off."""
     with Path("/tmp/wanlora-snapshots.lock").open("w") as lock:
@@ -52,6 +60,8 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (found / "home").mkdir(parents=True)
         for name in ("NO_COLOR", "TEXTUAL_THEME", "HF_HOME", "SSH_CONNECTION", "SSH_TTY", "DISPLAY", "WAYLAND_DISPLAY"):
             monkeypatch.delenv(name, raising=False)
+        if request.node.name.endswith(f"{PLAIN}]"):
+            monkeypatch.setenv("NO_COLOR", "1")
         for name in ("CACHE", "CONFIG", "DATA", "STATE"):
             monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
         monkeypatch.setenv("HOME", str(found / "home"))
@@ -84,7 +94,7 @@ def _is_busy(pilot: Pilot[None]) -> bool:
     return reading or any(not reel.whole for sheet in app.screen.query(SheetView) for reel in sheet.reels)
 
 
-async def still(pilot: Pilot[None], ready: Callable[[], object]) -> str:
+async def still(pilot: Pilot[None], ready: Callable[[], object] = lambda: True) -> str:
     """The screen as SVG, once nothing on it changes any more; without a blinking cursor."""
     app, seen = pilot.app, []  # type: ignore[var-annotated]
 

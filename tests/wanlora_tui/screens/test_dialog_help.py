@@ -1,4 +1,4 @@
-"""Help over dialogs: every one has it, by `?` or F1 and by the palette, and is as it was when it is closed."""
+"""Help over dialogs: every one has it, by `?` or ^] and by the palette, and is as it was when it is closed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +22,7 @@ from wanlora_tui.screens.help import WIDGET_KEYS, HelpScreen, of_dialog
 from wanlora_tui.screens.wizard import clip_dialogs
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
 from wanlora_tui.screens.wizard.dialogs import Ask
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.key_order import KeysInOrder
 
 pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
@@ -40,6 +41,11 @@ def state(dialog: Screen[object]) -> list[object]:
     """What its user has done in it."""
     texts = [field.value for field in dialog.query(Input)] + [area.text for area in dialog.query(TextArea)]
     return [texts, dialog.focused]
+
+
+def help_key(app: Asking) -> list[str]:
+    """As the footer shows it."""
+    return [offer.shown_key for offer in app.screen.query_one(FittingFooter).shown if offer.label == "Help"]
 
 
 async def open_help(pilot: Pilot[None], key: str) -> str:
@@ -66,7 +72,10 @@ async def test_every_dialog_has_help_and_is_as_it_was_after_it(tmp_path: Path) -
             before = state(dialog)
             assert app.screen is dialog and (not typing or "?" in str(before)), kind
             typing = isinstance(app.focused, Input | TextArea)
-            key = "f1" if typing or kind is Confirm else "question_mark"
+            key = "ctrl+right_square_bracket" if typing or kind is Confirm else "question_mark"
+            await until(
+                pilot, lambda typing=typing: ("^]" if typing else "?") in help_key(app), "the key that is shown"
+            )
             bound = {b.binding.id for b in dialog.active_bindings.values()} & OWN
             if kind is Ask:  # Textual's box around them has these keys too, for where it scrolls
                 bound |= {"dialog.previous", "dialog.next"}

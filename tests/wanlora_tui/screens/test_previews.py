@@ -180,7 +180,8 @@ async def test_a_sheet_of_all_prompts_and_steps(size: tuple[int, int], tmp_path:
         assert "4 prompts, 6 steps" in screen_text(app) and "4  dolly in on the well" in screen_text(app)
         await pilot.press("up", "left", "left")
         await until(pilot, lambda: view.cursor == (2, 3) and "▸ step 60" in screen_text(app), "the cursor, in sight")
-        await pilot.press("home", "full_stop")
+        await pilot.press("home", "full_stop", "y")
+        assert app.clipboard.endswith("step_000000060/02.mp4")
         frame = np.asarray(scene(2, 60, 1))
         await until(pilot, lambda: (2, 3) in view._films and view._films[2, 3].whole, "the film")
         await until(pilot, lambda: abs(int(view._frames[2, 3].mean()) - int(frame.mean())) < 25, "its second frame")
@@ -395,6 +396,5 @@ async def test_films_of_another_machine_say_how_they_come(tmp_path: Path):
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
         await app.push_screen(PictureScreen(run, tmp_path, HalfcellImage, pictures=FakePictures()))
         await pilot.press("space")
-        await until(
-            pilot, lambda: "The film: it is being fetched from box: 3.0 MiB of 8.0" in screen_text(app), "words"
-        )
+        words = "The film: it is being fetched from box: 3.0 MiB of 8.0"
+        await until(pilot, lambda: words in screen_text(app), "words")

@@ -3,8 +3,10 @@
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from PIL import Image
 from textual.pilot import Pilot
@@ -20,12 +22,13 @@ from presets.runs.events import Event, EventKind, read_events
 from presets.runs.run_view import RunView
 from presets.runs.time_left import PlannedTime
 from tests.helpers import recorded_run
+from tests.helpers.interface import films
 from tests.helpers.interface.films import filmed
 from tests.helpers.interface.wizard_pilot import screen_text, until
-from tests.helpers.tiers import thorough
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
+from tests.wanlora_tui.screens.conftest import SIZES, Picture, Sizes, at_sizes
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.film.pane import FilmPane
+from wanlora_tui.film.player import Player
 from wanlora_tui.screens.change import ChangeScreen
 from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen, PictureScreen
@@ -140,10 +143,7 @@ async def test_waiting(state: str, sizes: Sizes, picture: Picture) -> None:
         await picture(pilot, sizes)
 
 
-OTHER_STATES = [pytest.param(state, SMALL, id=state) for state in STATES if state not in ("running", "failed")]
-
-
-@pytest.mark.parametrize(("state", "sizes"), [*at_sizes(("running", "failed"), whole=("running",)), *OTHER_STATES])
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("running",), plain=("running",)))
 async def test_run(state: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy, state).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
@@ -158,9 +158,7 @@ async def test_pane(pane: str, sizes: Sizes, picture: Picture, folder: Path, noi
         await picture(pilot, sizes)
 
 
-@pytest.mark.parametrize(
-    ("drawn", "sizes"), [pytest.param("zoomed", SIZES, id="zoomed"), pytest.param("overlaid", SMALL, id="overlaid")]
-)
+@pytest.mark.parametrize(("drawn", "sizes"), at_sizes(("zoomed", "overlaid"), whole=("zoomed",)))
 async def test_plot(drawn: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
@@ -172,10 +170,9 @@ async def test_plot(drawn: str, sizes: Sizes, picture: Picture, folder: Path, no
         filmed(other, steps=(0,), until=900)
         await pilot.press("A")
         await until(pilot, lambda: "Or a run folder" in screen_text(pilot.app), "the question")
-        await picture(pilot, sizes)
         await pilot.press(*"runs", "slash", *"orbit", "underscore", *"v1", "enter")
         await until(pilot, lambda: "orbit_v1" in screen_text(pilot.app), "the other run")
-        await picture(pilot, SIZES[1:2])
+        await picture(pilot, sizes)
 
 
 async def log(pilot: Pilot[None]) -> None:
@@ -234,7 +231,7 @@ OVER: dict[str, Act] = {
 }
 
 
-@pytest.mark.parametrize(("screen", "sizes"), at_sizes(OVER, whole=("log",)))
+@pytest.mark.parametrize(("screen", "sizes"), at_sizes(OVER, whole=("log",), plain=("log",)))
 async def test_over_it(screen: str, sizes: Sizes, picture: Picture, folder: Path, noisy: Path) -> None:
     async with app_over(folder, noisy).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
@@ -242,17 +239,38 @@ async def test_over_it(screen: str, sizes: Sizes, picture: Picture, folder: Path
         await picture(pilot, sizes)
 
 
-FILMS = {"c": CompareScreen, "t": ContactSheet, "z": PictureScreen}
-KEYS = {"dashboard": "", "log": "L", "compare": "c", "sheet": "t", "picture": "z"}
+# the key that opens it, the screen, and whether its films play
+FILMS: dict[str, tuple[str, type[Screen[Any]], bool]] = {
+    "compare": ("c", CompareScreen, False),
+    "sheet": ("t", ContactSheet, False),
+    "picture": ("z", PictureScreen, False),
+    "playing": ("", DashboardScreen, True),
+    "compare_playing": ("c", CompareScreen, True),
+}
 
 
-@pytest.mark.parametrize(("screen", "sizes"), at_sizes(("compare", "sheet", "picture"), whole=("compare",)))
-async def test_films(screen: str, sizes: Sizes, picture: Picture, folder: Path) -> None:
-    key = KEYS[screen]
+def flat(prompt: int, step: int, frame: int, width: int = films.WIDTH, height: int = films.HEIGHT) -> np.ndarray:
+    """A frame of one colour: of anything else no two decoders need make the same."""
+    return np.full((height, width, 3), ((64, 96, 128), (128, 96, 64))[prompt], np.uint8)
+
+
+@pytest.mark.parametrize(("screen", "sizes"), at_sizes(FILMS, whole=("compare",), plain=FILMS))
+async def test_films(
+    screen: str, sizes: Sizes, picture: Picture, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, kind, plays = FILMS[screen]
+    if plays:
+        monkeypatch.setattr(films, "scene", flat)
+        monkeypatch.setattr(Player.__init__, "__kwdefaults__", {"clock": lambda: 0.0})
     async with film_app(folder).run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
-        await pilot.press("p", key)
-        await until(pilot, lambda: isinstance(pilot.app.screen, FILMS[key]), "the screen")
+        await pilot.press("p", *key)
+        await until(pilot, lambda: isinstance(pilot.app.screen, kind), "the screen")
+        if plays:
+            await pilot.press("end")
+            await until(pilot, lambda: " 12/12" in screen_text(pilot.app), "the film")
+            await pilot.press("home", *["full_stop"] * 4, "space")
+            await until(pilot, lambda: "► " in screen_text(pilot.app), "the film to play")
         await picture(pilot, sizes, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))
 
 
@@ -260,21 +278,3 @@ def as_many_as_there_is_room_for(screen: Screen[object]) -> bool:
     """Of the compared steps: how many there are follows from the size a moment after it."""
     panes = screen.query(FilmPane)
     return type(screen) is not CompareScreen or sum(p.display and p.size.width > 0 for p in panes) == screen._count
-
-
-@pytest.mark.parametrize("screen", ["dashboard", "log", "compare", *thorough("sheet", "picture")])
-async def test_without_colour(
-    screen: str, picture: Picture, folder: Path, noisy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    key = KEYS[screen]
-    app = film_app(folder) if key in FILMS else app_over(folder, noisy)
-    async with app.run_test(size=SIZES[0]) as pilot:
-        await dashboard(pilot)
-        if key in FILMS:
-            await pilot.press("p")
-        if key:
-            await pilot.press(key)
-            await until(pilot, lambda: isinstance(pilot.app.screen, FILMS.get(key, LogScreen)), "the screen")
-        sizes = SMALL if key in FILMS else SIZES
-        await picture(pilot, sizes, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))

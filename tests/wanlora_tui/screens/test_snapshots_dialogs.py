@@ -7,14 +7,13 @@ import pytest
 from tests.helpers.interface.dialogs import all_dialogs, one_of_each
 from tests.wanlora_tui.screens.conftest import SIZES, Picture, Sizes, at_sizes
 from tests.wanlora_tui.screens.test_dialog_help import Asking
-from wanlora_tui.screens.jobs.dialogs import AskEnded
 
 # in pictures of their own, over the screen that opens them, with what was typed
 ELSEWHERE = {"JobFileScreen", "ChangeScreen", "CheckpointsScreen", "Ask", "StepFindings"}
 NAMES = sorted({kind.__name__ for kind in all_dialogs()} - ELSEWHERE)
 
 
-@pytest.mark.parametrize(("name", "sizes"), at_sizes(NAMES, whole=("CaptionDialog", "PathPicker")))
+@pytest.mark.parametrize(("name", "sizes"), at_sizes(NAMES, whole=("CaptionDialog", "PathPicker"), plain=("AskEnded",)))
 async def test_dialog(name: str, sizes: Sizes, picture: Picture, folder: Path) -> None:
     (folder / "clips").mkdir()
     make = next(make for kind, make in one_of_each(folder).items() if kind.__name__ == name)
@@ -25,12 +24,3 @@ async def test_dialog(name: str, sizes: Sizes, picture: Picture, folder: Path) -
             await app.push_screen(make())
             await picture(pilot, (size,))
             await app.pop_screen()
-
-
-async def test_without_colour(picture: Picture, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is chosen and what is not."""
-    monkeypatch.setenv("NO_COLOR", "1")
-    app = Asking()
-    async with app.run_test(size=SIZES[0]) as pilot:
-        await app.push_screen(one_of_each(folder)[AskEnded]())
-        await picture(pilot)

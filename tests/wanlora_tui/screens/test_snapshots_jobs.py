@@ -18,7 +18,7 @@ from tests.helpers import ROOT
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.runs import Tape, usual
 from tests.helpers.interface.wizard_pilot import make_base, make_clips, screen_text, until
-from tests.wanlora_tui.screens.conftest import NOW, SIZES, Picture, Sizes, at_sizes
+from tests.wanlora_tui.screens.conftest import NOW, SIZES, Picture, Sizes, at_sizes, still
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.screens.confirm import Confirm
@@ -146,7 +146,7 @@ STATES: dict[str, tuple[Callable[[], JobsApp], Act]] = {
 DIALOGS = ("resume", "help")  # opened at each size: what lies below is not laid out anew while they are there
 
 
-@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("every_state",)))
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("every_state",), plain=("every_state",)))
 async def test_jobs(state: str, sizes: Sizes, picture: Picture) -> None:
     make, act = STATES[state]
     async with make().run_test(size=SIZES[0]) as pilot:
@@ -156,17 +156,11 @@ async def test_jobs(state: str, sizes: Sizes, picture: Picture) -> None:
         for size in sizes:
             await pilot.resize_terminal(*size)
             if state in DIALOGS:
+                await still(pilot)
                 await act(pilot)
             await picture(pilot, (size,))
             if state in DIALOGS:
                 await pilot.app.pop_screen()
-
-
-async def test_jobs_without_colour(picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with every_state().run_test(size=SIZES[0]) as pilot:
-        await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        await picture(pilot)
 
 
 @pytest.mark.parametrize(("screen", "sizes"), at_sizes(("files",), whole=()))
@@ -199,6 +193,7 @@ async def test_job_file(
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
         for size in sizes:
             await pilot.resize_terminal(*size)
+            await still(pilot)
             await pilot.app.push_screen(JobFileScreen(file, daemon_answers=True))
             await picture(pilot, (size,), ready=lambda: "… looking at" not in screen_text(pilot.app))
             await pilot.app.pop_screen()

@@ -26,11 +26,11 @@ from tests.helpers.interface.wizard_pilot import (
     screen_text,
     until,
 )
-from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip
-from tests.wanlora_tui.screens.conftest import SIZES, SMALL, Picture, Sizes, at_sizes
+from tests.wanlora_tui.screens.conftest import SIZES, Picture, Sizes, at_sizes
 from wanlora_tui.draft import forecast
 from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.draft.steps import NAMES
 from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog
 from wanlora_tui.screens.wizard.review import ReviewPane
@@ -154,20 +154,10 @@ STATES: dict[str, tuple[str, Act, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("clips", "settings", "review")))
+@pytest.mark.parametrize(("state", "sizes"), at_sizes(STATES, whole=("clips", "settings", "review"), plain=NAMES))
 async def test_wizard(state: str, sizes: Sizes, picture: Picture, left_at: Callable[..., WizardApp]) -> None:
     step, act, values = STATES[state]
     async with left_at(step, values).run_test(size=SIZES[0]) as pilot:
         await begin(pilot, step)
         await act(pilot)
         await picture(pilot, sizes, ready=(lambda: is_known(pilot)) if act in (nothing, rate) else lambda: True)
-
-
-@pytest.mark.parametrize("step", ["clips", "settings", "review", *thorough("kind", "captions", "prompts")])
-async def test_without_colour(
-    step: str, picture: Picture, left_at: Callable[..., WizardApp], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    async with left_at(step, {}).run_test(size=SIZES[0]) as pilot:
-        await begin(pilot, step)
-        await picture(pilot, SMALL, ready=lambda: is_known(pilot))

@@ -3,8 +3,10 @@
 from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.widgets import Button, Input
 
 from tests.helpers.interface.wizard_pilot import until
+from wanlora_tui.actions import bindings
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
@@ -73,6 +75,25 @@ async def test_what_is_asked_for_twice_before_it_is_drawn_is_looked_at_once():
         assert footer.looks == looks + 1 and drawn(footer) == "r Resume"
         footer.call_next(change, True)
         await until(pilot, lambda: labels(footer) == ["Stop", "Resume"], "both again")
+
+
+class Typing(Screen[None]):
+    BINDINGS = bindings("app.palette")
+
+    def compose(self) -> ComposeResult:
+        yield Button()
+        yield Input()
+        yield FittingFooter()
+
+
+async def test_the_palette_has_the_key_that_opens_it_where_one_is():
+    app: App[None] = App()
+    async with app.run_test() as pilot:
+        await app.push_screen(Typing())
+        footer = app.screen.query_one(FittingFooter)
+        await until(pilot, lambda: [o.shown_key for o in footer.shown] == [":"], "a colon")
+        await pilot.press("tab")
+        await until(pilot, lambda: [o.shown_key for o in footer.shown] == ["^p"], "what a text does not take")
 
 
 async def test_it_follows_the_width_of_the_terminal():

@@ -31,7 +31,7 @@ class Fix(Message):
 
 
 class _Findings(OptionList):
-    BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom")
+    BINDINGS = bindings("findings.jump", "list.down", "list.up", "list.top", "list.bottom")
 
 
 class StepFindings(Dialog[Jump | Fix | None]):
@@ -73,6 +73,9 @@ class StepFindings(Dialog[Jump | Fix | None]):
         finding = self._current()
         if finding is not None:
             self.dismiss(Jump(finding.field))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return any(f.set for f in self.findings) if action == "fix" else super().check_action(action, parameters)
 
     def action_fix(self) -> None:
         finding = self._current()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.wire.stop import stop_daemon
 from tests.helpers.interface.harness import write_job
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.terminal import Terminal
@@ -43,5 +44,19 @@ def test_jobs_wizard_pictures_and_files_of_another_machine(box: OtherMachine, he
         terminal.press("q")
         assert terminal.wait_end() == 0
         assert not any((here / "own").glob("run/*")), "a daemon was started here"
+    finally:
+        terminal.close()
+
+
+def test_a_run_goes_on_telling_itself_when_the_daemon_there_has_ended(box: OtherMachine, here: Path):
+    asyncio.run(submitted(box.daemon_dir, write_job(box.home, "far_v1", steps=150, pace_ms=100)))
+    command = [sys.executable, "-m", "wanlora_tui.cli", "--dir", str(here / "own"), "attach", "far_v1", "--host", ALIAS]
+    terminal = Terminal(command, size=(100, 30), cwd=here, env=box.environment(XDG_CACHE_HOME=str(here / "cache")))
+    try:
+        terminal.wait("● daemon alive")
+        stop_daemon(box.daemon_dir)
+        terminal.wait("no daemon runs there (key d)")
+        terminal.wait("step 150/150", "the last step")
+        assert "daemon alive" not in terminal.text
     finally:
         terminal.close()
