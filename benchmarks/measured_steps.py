@@ -102,11 +102,11 @@ H100_EVENING = replace(
 H100_NOON = replace(H100, deterministic_forward_tflops=666, deterministic_backward_tflops=374)
 # another H100 of that day, with it
 H100_NIGHT = replace(H100_FLASH4, deterministic_backward_tflops=486)
-KEPT = Plan(precision="float8", resident=40, kept=40, activations="device", slots=0)
-RESIDENT = replace(KEPT, kept=0)
+KEPT_LEAN = Plan(precision="float8", resident=40, kept=40, activations="device", slots=0)
+KEPT, RESIDENT = replace(KEPT_LEAN, keep_gelu=True), replace(KEPT_LEAN, kept=0)
 STREAMED_DEVICE = Plan(precision="float8", activations="device")
 STREAMED = Plan(precision="float8")
-SOME = replace(STREAMED, resident=24, kept=24)
+SOME = replace(STREAMED, resident=24, kept=24, keep_gelu=True)
 CHUNKED, WIDE = replace(STREAMED, chunk=8192), replace(STREAMED, chunk=16384)
 
 
@@ -240,7 +240,7 @@ STEPS: dict[str, list[Step]] = {
         Step(
             card=H200,
             clip=(21, side, side),
-            plan=replace(STREAMED, resident=20, kept=2),
+            plan=replace(STREAMED, resident=20, kept=2, keep_gelu=True),
             terms=2,
             extra_forwards=1,
             seconds=seconds,
@@ -324,6 +324,11 @@ STEPS: dict[str, list[Step]] = {
         _now(H100_NIGHT, MIDDLE, replace(KEPT, kept=20), 69.75, 70.11, 1.469, 0.465, LARGE_GRAPHS),
         _now(H100_NIGHT, LONG, WIDE, 8.71, 9.20, 7.780),
         _now(H100_NIGHT, LONG, replace(WIDE, save_hidden=True), 9.96, 10.56, 7.651),
+    ],
+    "2026-11-29-gelu-again": [
+        _now(H200_FLASH4, MIDDLE, KEPT_LEAN, 75.30, 75.68, 1.291, 0.431),
+        _now(H200_FLASH4, MIDDLE, replace(KEPT_LEAN, kept=34), 67.64, 68.04, 1.311, 0.437),
+        _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.40, 5.77, 1.474, 0.442),
     ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [

@@ -57,8 +57,8 @@ LONG = 6  # seconds: a step this long is timed once
 MIXED = (512, 768, 1024)  # sides of the clips, 41 frames each, that the plan "mixed" is chosen for
 # as many frames through the VAE at once as the planner takes with them
 PLANS: dict[str, dict[str, Any]] = {
-    "kept": {"resident": 40, "kept": 40, "activations": "device", "slots": 0},
-    "kept-34": {"resident": 40, "kept": 34, "activations": "device", "slots": 0},
+    "kept": {"resident": 40, "kept": 40, "keep_gelu": True, "activations": "device", "slots": 0},
+    "kept-lean": {"resident": 40, "kept": 40, "activations": "device", "slots": 0},
     "kept-20": {"resident": 40, "kept": 20, "activations": "device", "slots": 0},
     "resident": {"resident": 40, "activations": "device", "slots": 0},
     "resident-20": {"resident": 20, "activations": "device"},

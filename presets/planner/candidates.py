@@ -169,6 +169,14 @@ def with_hidden_saved(costs: Costs, plan: Plan) -> Plan:
     return found.plan if fits and found.seconds * worth <= costs.step(plan).total else plan
 
 
+def with_gelu_kept(costs: Costs, plan: Plan) -> Plan:
+    """The plan with the GELU in the graphs that it keeps, where that is sure to fit."""
+    if not (plan.kept or plan.also_kept):
+        return plan
+    more = msgspec.structs.replace(plan, keep_gelu=True)
+    return more if rung(costs, more).need_vram <= ROOMY_VRAM * costs.hardware.vram_free else plan
+
+
 def rung(costs: Costs, plan: Plan) -> Candidate:
     _, reserved = costs.memory.vram(plan)
     return Candidate(
@@ -270,6 +278,7 @@ def next_down(
         else ()
     )
     narrower += [p for p in [msgspec.structs.replace(plan, save_hidden=False)] if plan.save_hidden and better(p)]
+    narrower += [p for p in [msgspec.structs.replace(plan, keep_gelu=False)] if plan.keep_gelu and better(p)]
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]
     found = narrower + [
         p

@@ -27,6 +27,7 @@ from presets.planner.candidates import (
     priced,
     rung,
     with_activations_on_device,
+    with_gelu_kept,
     with_hidden_saved,
     with_vae_frames,
     worth_graphs,
@@ -186,6 +187,7 @@ def _choice(costs: Costs, precision: Precision, *, why: str, limits: Limits, com
     chosen = recorded if recorded and graphs else launched
     if not limits.host_activations:
         chosen = rung(costs, with_hidden_saved(costs, chosen.plan))
+    chosen = rung(costs, with_gelu_kept(costs, chosen.plan))
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next(

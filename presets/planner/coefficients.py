@@ -30,7 +30,7 @@ class Coefficients:
     # blocks of these on the device with activations on the host: the present one and the one read ahead
     activation_window: int = 2
     kept: float = 11.0  # rows of a kept block's graph. An H200, 2026-11-28 ...
-    kept_ffn: float = 1.0  # ... and, of width F. Counted
+    kept_ffn: float = 1.0  # ... and, of width F; one more where it holds the GELU. An H200, 2026-11-29
     kept_text: float = 3.0  # ... and of the text: keys, also before their norm, and values. Counted
     kept_backward: float = 9.0  # rows while a kept block goes backward
     forward_attention: float = 9.0  # rows of a pass without a graph around attention. An estimate
@@ -63,7 +63,8 @@ class Coefficients:
     # fitted on an H100, 2026-11-27, and right on an H200
     traffic_forward: float = 90.0
     traffic_backward: float = 185.0
-    traffic_kept: float = 13.5  # more of them where a graph is kept: norms and the GELU made again. Counted
+    traffic_kept: float = 8.0  # more of them where a graph is kept: norms made again. Counted
+    traffic_gelu: float = 5.5  # and the GELU. Counted
     spared: float = 20.0  # fewer of them where a block is recomputed: see TimeCosts._spared
     # more of them when chunked, each way: by the kernels of 4 and 10 chunks of 8,000 rows hardly any
     traffic_chunked: float = 5.0

@@ -158,7 +158,7 @@ class MemoryCosts:
         activations = max(window, staying)  # those that stay are used up before the others come back
         beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
-        kept = (c.kept + c.kept_ffn * ratio) * tensor + self._kept_beside(plan, load)
+        kept = (c.kept + (c.kept_ffn + plan.keep_gelu) * ratio) * tensor + self._kept_beside(plan, load)
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept

@@ -35,6 +35,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     precision: Precision = "none"  # of the frozen blocks; float8 and int8 also multiply in 8 bits
     resident: int = 0  # blocks whose weights stay on the device
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
+    # whether those graphs hold what the GELU gives, a row as wide as the feed-forward; else backward makes it again
+    keep_gelu: bool = False
     # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
     also_kept: tuple[tuple[int, int], ...] = ()
     # where a block's input and attention output wait for its backward; files and events call it `stash`

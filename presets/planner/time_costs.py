@@ -145,8 +145,9 @@ class TimeCosts:
             launches = visited * c.launch_graph
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
         copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
-        norms = (part - redone) * self._traffic(c.traffic_kept, rows)
-        return max(part * (attention + gradient) + redone * again + norms, launches), copying
+        cheap = c.traffic_kept if plan.keep_gelu else c.traffic_kept + c.traffic_gelu
+        made_again = (part - redone) * self._traffic(cheap, rows)
+        return max(part * (attention + gradient) + redone * again + made_again, launches), copying
 
     def _copy(self, plan: Plan, blocks: float) -> float:
         """Weights of so many blocks, one way."""

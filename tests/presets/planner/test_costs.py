@@ -228,6 +228,7 @@ def test_what_costs_memory_costs_no_time(of):
         for more in (
             {"resident": 40},
             {"resident": 40, "kept": 40},
+            {"keep_gelu": True},
             {"activations": "device"},
             {"activations_on_device": 40},
             {"chunk": 0},
