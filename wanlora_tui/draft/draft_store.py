@@ -22,6 +22,7 @@ from presets.job.schema import Kind, LayersPanel, MergePanel, PromptPanel, sugge
 from presets.text import sentences
 
 PATIENCE = 20  # tries for a lock: whoever only asks whether a draft is in use holds it for an instant
+MOST = 1 << 20  # bytes of a draft's file, from which it is written anew
 
 
 class DraftError(UserError):
@@ -63,20 +64,23 @@ class Draft(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 
 
 class DraftStore:
-    """One draft in one file.
+    """One draft in one file: a line for each state that was kept, of which the last whole one counts.
 
-    Each write goes to a temporary file that is renamed over the old one: a killed process leaves the last state or the
-    one before it, never half of one. It is written at every key, so it is not fsynced.
+    Of a draft that is held, a state is added behind the ones before it, by a single call of the system: it is done at
+    every key, while whoever types waits. A new file takes their place once they have grown long: a temporary one,
+    renamed over the old. Either way a killed process leaves the last state or the one before it, never half of one. The
+    disk is not waited for.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or default_draft_path()
         self._held: IO[bytes] | None = None  # the file under `path`, locked
+        self._made: os.stat_result | None = None  # of the same, if it was made here and each line in it is whole
 
     def load(self) -> Draft | None:
         """The kept draft; None when there is none. Raises DraftError for a file that is not a draft of this version."""
         try:
-            draft = msgspec.json.decode(self.path.read_bytes(), type=Draft)
+            draft = msgspec.json.decode(_last_line(self.path.read_bytes()), type=Draft)
             for path, value in draft.values.items():
                 msgspec.convert(value, field_of(path).annotation)
             for path in (*draft.values, *draft.typed):
@@ -94,8 +98,11 @@ class DraftStore:
 
     def save(self, draft: Draft) -> None:
         """Write the draft, stamped with the time; one that is held stays held. Raises DraftError."""
+        line = _stamped(draft)
         try:
-            temporary, file = _write(draft, self.path)
+            if self._add(line):
+                return
+            temporary, file = _write(line, self.path)
             temporary.replace(self.path)
         except OSError as e:
             raise DraftError(f"the draft cannot be kept: {e.strerror}", where=str(self.path)) from None
@@ -103,7 +110,26 @@ class DraftStore:
             file.close()
         else:
             self._held.close()
-            self._held = file
+            self._take(file)
+
+    def _add(self, line: bytes) -> bool:
+        """Write a state behind the others; False when it takes a new file. Raises OSError."""
+        if self._held is None or self._made is None:
+            return False
+        try:
+            there = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if not os.path.samestat(there, self._made) or there.st_size + len(line) > MOST:
+            return False
+        made, self._made = self._made, None
+        if os.write(self._held.fileno(), line) == len(line):  # else the disk is full, and the line has no end
+            self._made = made
+        return self._made is not None
+
+    def _take(self, file: IO[bytes]) -> None:
+        """Hold a file that was written here."""
+        self._held, self._made = file, os.fstat(file.fileno())
 
     def delete(self) -> None:
         """Delete the draft and let go of it. Raises DraftError."""
@@ -128,7 +154,7 @@ class DraftStore:
         """Make a draft that lies there this wizard's own; False when another's has it, or it is missing. Raises
         DraftError."""
         for _ in range(PATIENCE):
-            self._held = self._lock(fcntl.LOCK_EX)
+            self._held, self._made = self._lock(fcntl.LOCK_EX), None
             if self._held is not None:
                 return True
             time.sleep(0.01)
@@ -178,7 +204,7 @@ class Drafts:
     def begin(self, draft: Draft) -> DraftStore:
         """Write a new wizard's draft under the first free name, held. Raises DraftError."""
         try:
-            temporary, file = _write(draft, self.first)
+            temporary, file = _write(_stamped(draft), self.first)
             try:
                 for number in itertools.count(1):
                     path = (
@@ -196,7 +222,7 @@ class Drafts:
         except OSError as e:
             raise DraftError(f"the draft cannot be kept: {e.strerror}", where=str(self.first)) from None
         store = DraftStore(path)
-        store._held = file
+        store._take(file)
         return store
 
     def left_over(self) -> tuple[list[tuple[DraftStore, Draft]], list[str]]:
@@ -225,18 +251,29 @@ class Drafts:
         return sorted(found, key=lambda f: f[1].saved, reverse=True), problems
 
 
-def _write(draft: Draft, path: Path) -> tuple[Path, IO[bytes]]:
-    """A temporary file beside `path` with the draft in it, locked. Raises OSError."""
+def _stamped(draft: Draft) -> bytes:
+    """The draft as a line of its file, with the time in it."""
     draft.saved = time.time()
+    return msgspec.json.encode(draft) + b"\n"
+
+
+def _last_line(content: bytes) -> bytes:
+    """The last line that has an end; of a file without any, all of it."""
+    lines, _, rest = content.rpartition(b"\n")
+    return lines.rpartition(b"\n")[2] if lines else rest
+
+
+def _write(line: bytes, path: Path) -> tuple[Path, IO[bytes]]:
+    """A temporary file beside `path` with one line in it, locked. Raises OSError."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except FileNotFoundError:  # looked for at no other key: each call of the system is felt in the key
+    except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     file = os.fdopen(handle, "wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(msgspec.json.encode(draft))
+        file.write(line)
         file.flush()
     except BaseException:
         file.close()

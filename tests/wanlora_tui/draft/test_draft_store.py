@@ -9,6 +9,7 @@ import pytest
 from presets.job.schema import PromptPanel
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, until
+from wanlora_tui.draft import draft_store
 from wanlora_tui.draft.draft_store import (
     Draft,
     DraftError,
@@ -83,11 +84,83 @@ def test_a_draft_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         DraftStore(tmp_path / "file" / "draft.json").save(Draft())
 
 
-def test_a_killed_writer_never_leaves_half_a_draft(tmp_path: Path) -> None:
+def test_a_state_is_added_to_the_file_that_is_held_and_the_last_one_counts(tmp_path: Path) -> None:
+    store = Drafts(tmp_path / "draft.json").begin(Draft(kind="motion"))
+    made = store.path.stat().st_ino
+    for step in ("clips", "captions", "settings"):
+        store.save(Draft(kind="motion", step=step))
+        assert store.path.stat().st_ino == made
+        kept = DraftStore(store.path).load()
+        assert kept is not None and kept.step == step
+    assert [p.name for p in tmp_path.iterdir()] == ["draft.json"]
+
+
+def test_a_state_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
+    store = Drafts(tmp_path / "draft.json").begin(Draft(kind="motion"))
+    store.save(Draft(kind="style"))
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole + whole.splitlines()[-1])  # as of a killed process: all of it but its end
+    kept = DraftStore(store.path).load()
+    assert kept is not None and kept.kind == "style"
+    store.release()
+    assert store.hold()
+    store.save(Draft(kind="character"))  # not behind the half of a line that another wizard has left
+    assert store.path.read_bytes().count(b"\n") == 1
+    kept = DraftStore(store.path).load()
+    assert kept is not None and kept.kind == "character"
+
+
+def test_a_full_disk_leaves_the_state_before(tmp_path: Path) -> None:
     path = tmp_path / "draft.json"
     code = (
-        "from pathlib import Path; from wanlora_tui.draft.draft_store import Draft, DraftStore\n"
-        f"store = DraftStore(Path({str(path)!r})); n = 0\n"
+        "import resource, signal; from pathlib import Path\n"
+        "from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore\n"
+        f"store = Drafts(Path({str(path)!r})).begin(Draft(kind='motion', folders=['/clips'] * 300))\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); size = store.path.stat().st_size\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))\n"
+        "try:\n    store.save(Draft(kind='style', folders=['/clips'] * 400))\n"
+        "except DraftError as e:\n    print(e)\n"
+        "print(store.path.stat().st_size > size, DraftStore(store.path).load().kind)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
+        "store.save(Draft(kind='character'))\n"
+        "print(DraftStore(store.path).load().kind, store.path.read_bytes().count(b'\\n'))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    first, *others = ran.stdout.splitlines()
+    assert "the draft cannot be kept" in first and others == ["True motion", "character 1"], ran.stdout
+
+
+def test_a_file_that_is_taken_away_or_grows_long_is_made_anew_and_stays_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = Drafts(tmp_path / "draft.json")
+    store = drafts.begin(Draft(kind="motion"))
+    store.path.unlink()
+    store.save(Draft(kind="style"))
+    assert kinds(drafts) == [] and not DraftStore(store.path).hold()
+    store.path.rename(tmp_path / "elsewhere")
+    store.path.write_text("another")
+    store.save(Draft(kind="character"))
+    assert (kept := DraftStore(store.path).load()) is not None and kept.kind == "character"
+    assert kinds(drafts) == [] and not DraftStore(store.path).hold()
+    monkeypatch.setattr(draft_store, "MOST", 400)
+    for n in range(50):
+        store.save(Draft(kind="motion", folders=[f"/clips/{n}"]))
+        assert store.path.stat().st_size <= 400
+    assert kinds(drafts) == [] and not DraftStore(store.path).hold()
+    store.release()
+    [(_, last)], _ = drafts.left_over()
+    assert last.folders == ["/clips/49"]
+
+
+@pytest.mark.parametrize("begun", ["DraftStore({path})", "Drafts({path}).begin(Draft(kind='motion'))"])
+def test_a_killed_writer_never_leaves_half_a_draft(begun: str, tmp_path: Path) -> None:
+    path = tmp_path / "draft.json"
+    code = (
+        "from pathlib import Path; from wanlora_tui.draft.draft_store import Draft, Drafts, DraftStore\n"
+        f"store = {begun.format(path=f'Path({str(path)!r})')}; n = 0\n"
         "while True:\n    n += 1; store.save(Draft(kind='motion', folders=['/clips'] * (n % 2000)))"
     )
     for _ in range(3):
@@ -153,7 +226,7 @@ def test_each_wizard_has_a_draft_of_its_own(tmp_path: Path) -> None:
         "draft.json",
     ], "no lock file and no temporary file stays"
     assert kinds(drafts) == [], "both live"
-    for _ in range(3):  # each write is a new file: the lock goes with it
+    for _ in range(3):
         one.save(Draft(kind="character"))
         assert kinds(drafts) == [] and not DraftStore(one.path).hold()
     one.release()
@@ -166,7 +239,7 @@ def test_each_wizard_has_a_draft_of_its_own(tmp_path: Path) -> None:
 def test_left_over_drafts_come_newest_first_and_only_one_wizard_gets_each(tmp_path: Path) -> None:
     drafts = Drafts(tmp_path / "draft.json")
     for kind in ("motion", "style", "character"):
-        drafts.begin(Draft(kind=kind)).release()  # type: ignore[arg-type]
+        drafts.begin(Draft(kind=kind)).release()
     drafts.begin(Draft()).release()
     found, problems = drafts.left_over()
     assert [d.kind for _, d in found] == [

@@ -33,7 +33,7 @@ from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import fitted
 from wanlora_tui.widgets.field_input import FieldInput
 
-PAUSE = 0.12  # seconds without a change before it is reckoned
+PAUSE = 0.25  # seconds without a change before it is reckoned
 CLOCK = 20.0  # seconds between two looks at the clock: when it is done follows it
 OLD = 0.4  # seconds after a change from which what is shown is marked as old
 

@@ -5,6 +5,7 @@ from typing import Any
 from rich.cells import cell_len
 from textual import events, on
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -14,6 +15,7 @@ from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import STEPS, position, step_of_field
 from wanlora_tui.screens.frame.finding_text import counted, mark, marks_of_all
 
+REST = 0.25  # seconds without a key before the marks follow what is typed
 BUTTONS = (30, 24)  # columns that Back and Next take at least: on most terminals, on a narrow one
 
 
@@ -59,7 +61,8 @@ class MarkingScreen(Screen[Any]):
         super().__init__()
         self._listed: list[tuple[str, bool]] = []  # the steps as they are shown
         self._titled = self._stated = ""
-        self._found_here: list[Finding] = []
+        self._offered = False  # the key to what was found here
+        self._listing: Timer | None = None
 
     @property
     def step(self) -> str:
@@ -81,8 +84,18 @@ class MarkingScreen(Screen[Any]):
             found.setdefault(step_of_field(finding.field), []).append(finding)
         return found
 
+    def list_steps_soon(self) -> None:
+        """Once no key comes for a moment. A field says at once that what is typed is no value; list, title and footer
+        would change with every other key, and cost as much as all else that it does."""
+        if self._listing is not None:
+            self._listing.stop()
+        self._listing = self.set_timer(REST, self.list_steps)
+
     def list_steps(self) -> None:
         """Each step with its mark, in the list and, for the one in view, in the title."""
+        if self._listing is not None:
+            self._listing.stop()
+            self._listing = None
         state, place, found = self.state, position(self.step), self._found()
         marks = [mark(found.get(s.name, ())) or complete(state, s.name, self.step, self.findings) for s in STEPS]
         steps = self.query_one("#steps", OptionList)
@@ -90,10 +103,15 @@ class MarkingScreen(Screen[Any]):
             (f"{marks[i] or ('▶' if i == place else ''):>3} {i + 1} {s.title}", state.furthest(s.name) != s.name)
             for i, s in enumerate(STEPS)
         ]
-        if shown != self._listed or steps.highlighted != place:
-            self._listed = shown
-            steps.clear_options()
+        if not self._listed:
             steps.add_options(Option(text, disabled=closed) for text, closed in shown)
+        for i, ((text, closed), (text_before, closed_before)) in enumerate(zip(shown, self._listed, strict=False)):
+            if text != text_before:
+                steps.replace_option_prompt_at_index(i, text)
+            if closed != closed_before:
+                (steps.disable_option_at_index if closed else steps.enable_option_at_index)(i)
+        self._listed = shown
+        if steps.highlighted != place:
             steps.highlighted = place
         title = title_line(place, marks, self.size.width - 2, escaped(state.draft.copy_of))
         if self._titled != title:
@@ -102,8 +120,8 @@ class MarkingScreen(Screen[Any]):
         self._show_found_here(found.get(self.step, []))
 
     def _show_found_here(self, found: list[Finding]) -> None:
-        offered, self._found_here = bool(self._found_here), found
-        if offered != bool(found):
+        if self._offered != bool(found):
+            self._offered = bool(found)
             self.refresh_bindings()
             self.query_one("#nav-state").set_class(bool(found), "-found")
         cramped = self.has_class("-cramped")
@@ -121,4 +139,6 @@ class MarkingScreen(Screen[Any]):
         await self.run_action("findings")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return bool(self._found_here) if action == "findings" else super().check_action(action, parameters)
+        if action != "findings":
+            return super().check_action(action, parameters)
+        return self._offered if self._listing is None else bool(self.found_at(self.step))  # typed right behind a value

@@ -183,7 +183,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self.keep()
         if event.path.endswith(("].path", ".caption_extension")):
             self.set_timer(SCAN_DELAY, self._scan)
-        self.show()
+        self._follow()
+        self.list_steps_soon()
 
     @on(Edited)
     async def _edited(self, event: Edited) -> None:
@@ -199,12 +200,15 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             self.show()
 
     def show(self) -> None:
+        self._follow()
+        self.list_steps()
+
+    def _follow(self) -> None:
         if self.pane is None or not self.pane.is_mounted:
             self._missed = True
         elif self.state.ready or self.step in ("kind", "clips"):
             self.pane.follow()
         self.reckon_soon()
-        self.list_steps()
         self.show_help(self.focused, self.step)
 
     # Steps
