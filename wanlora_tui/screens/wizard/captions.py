@@ -3,7 +3,6 @@
 How captions are read is presets.clips.captions's.
 """
 
-from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
@@ -127,6 +126,9 @@ class CaptionsPane(MendingPane):
         looks = [look_text(look) for look in self.state.looks.values() if not look.ended]
         text = f"… {', '.join(looks)}, Esc stops. {self._counts}" if looks else self._counts
         if text != self._said:
-            longer, self._said = max(text, self._said, key=cell_len), text
+            self._said = text
             for label in self.query("#caption-count").results(Static):  # none while the step is being left
-                label.update(text, layout=cell_len(longer) > label.content_size.width)  # else it is one line as before
+                label.update(text, layout=False)
+                width, height = label.content_size
+                if label.visual.get_height(label.styles.get_rules(), max(width, 1)) != height:
+                    label.refresh(layout=True)

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
+from presets.look import Look
 from tests.helpers.interface.wizard_pilot import (
     at_step,
     make_base,
@@ -165,3 +166,36 @@ async def test_what_a_key_sets_off_is_drawn_once_it_is_done(monkeypatch: pytest.
         screen.go.set()
         await until_async(lambda: drawn, "the picture")
         assert drawn[0] == "all" and not app.is_taking
+
+
+async def test_how_far_a_look_is_lays_out_the_screen_only_when_its_lines_are_more_or_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = make_clips(tmp_path / "clips", 2)
+    DraftStore(tmp_path / "draft.json").save(Draft(step="clips", kind="motion", folders=[str(clips)]))
+    laid_out: list[str] = []
+    async with wizard(tmp_path / "draft.json", size=(64, 24)) as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        await screen_of(pilot).go_to("captions")
+        await until(pilot, lambda: not screen_of(pilot).looking, "the end of all looks")
+        label, pane = screen_of(pilot).query_one("#caption-count", Static), screen_of(pilot).pane
+        assert pane is not None and label.content_size.height == 1
+        refresh = label.refresh
+
+        def noted(*regions: Any, layout: bool = False, **others: Any) -> Any:
+            laid_out.extend(["layout"] * layout)
+            return refresh(*regions, layout=layout, **others)
+
+        monkeypatch.setattr(label, "refresh", noted)
+        look = screen_of(pilot).state.looks[str(clips)] = Look()
+        shown = []
+        for look.done in (4900, 4950, 0):
+            if not look.done:
+                look.end()
+            pane.show_progress()
+            await pilot.pause()
+            shown.append((len(laid_out), label.content_size.height))
+        (first, *_), (second, *_), (third, *_) = shown
+        assert [height for _, height in shown] == [2, 2, 1] and 0 < first == second < third, shown
