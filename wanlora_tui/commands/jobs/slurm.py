@@ -4,11 +4,10 @@ as its events are written. The script is commands.jobs.slurm_script's.
 
 import math
 import shutil
-import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from presets.rules.plan_rules import hardware_of
 from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, read_events
 from presets.runs.run_view import RunView, apply_event
 from wanlora_tui.commands.common import report_width, say
+from wanlora_tui.commands.jobs.slurm_queue import ON_A_LOGIN_NODE, handed_over, require_that_it_can_start, standing
 from wanlora_tui.commands.jobs.slurm_script import Wanted, script
 from wanlora_tui.commands.jobs.watch import LinePrinter
 from wanlora_tui.output.formatting import duration
@@ -38,8 +38,8 @@ from wanlora_tui.terminal.streams import is_terminal
 SPARE, LOADING_MINUTES = 1.25, 30  # on top of what the planner says: Slurm ends what takes longer than it was given
 NODE_RAM = 1024 * GIB  # of a node that nobody has described; what is asked for comes from the plan
 LOOK_SECONDS = 2.0
-QUIET_LOOKS = 15  # without a job in Slurm's queue and without an event: it is over
-ON_A_LOGIN_NODE = "Run this where Slurm's commands are, on a login node"
+LOOKS_AT_SLURM = 8  # of these, one is at the queue, which all users of a cluster ask
+GONE = 3  # looks at the queue without the job, and without an event: it is over
 CODES = {"done": 0, "failed": 1, "stopped": 75}
 
 
@@ -56,7 +56,7 @@ def submit_slurm(args: Namespace) -> int:
             fix=f"Set job.gpus = {list(range(gpus))}",
         )
     require_fits(job, gpus * args.nodes)
-    needed = ["sbatch", "scontrol", *(["squeue"] if args.follow else [])]
+    needed = ["sbatch", "scontrol", "squeue", "scancel"]
     if missing := [command for command in needed if shutil.which(command) is None]:
         are = "are" if len(missing) > 1 else "is"
         raise UserError(f"{' and '.join(missing)} {are} not here", where="PATH", fix=ON_A_LOGIN_NODE)
@@ -105,13 +105,14 @@ def submit_slurm(args: Namespace) -> int:
         )
     began = events.stat().st_size if events.exists() else 0
     number = handed_over(file)
+    require_that_it_can_start(number, file)
     print(number)
     say(
         f"{job.job.name} waits in Slurm's queue for {duration(60 * minutes)} on {args.nodes} node"
         f"{'s' if args.nodes > 1 else ''} of {gpus} GPU{'s' if gpus > 1 else ''}. The script is {file}, what it says"
-        f" {log}, the run folder {events.parent}"
+        f" {log}, the run folder {events.parent}. What takes it back, and ends it later: scancel {number}"
     )
-    return follow(events, began, lambda: queued(number)) if args.follow else 0
+    return follow(number, events, began, log) if args.follow else 0
 
 
 def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) -> tuple[int, int, Choice]:
@@ -139,52 +140,33 @@ def attempts(events: Path) -> int:
     return 0
 
 
-def handed_over(file: Path) -> str:
-    """The number of the Slurm job. Raises UserError with what sbatch says."""
-    said = _asked("sbatch", "--parsable", str(file))
-    if said.returncode:
-        raise UserError(
-            f"sbatch refused it: {said.stderr.strip() or f'exit code {said.returncode}'}",
-            where=str(file),
-            fix="Look at the partition, the nodes and the time that you asked for",
-        )
-    return said.stdout.strip().partition(";")[0]
-
-
-def queued(number: str) -> bool:
-    """Whether Slurm still has it, waiting or running. A squeue that fails says nothing, so it counts as yes."""
-    said = _asked("squeue", "--noheader", f"--jobs={number}", "--format=%T")
-    return bool(said.stdout.strip()) or (said.returncode != 0 and "Invalid job id" not in said.stderr)
-
-
-def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
-    """What a command of Slurm's says. Raises UserError where it does not run."""
+def follow(number: str, events: Path, began: int, log: Path) -> int:
+    """Print what is written behind `began`, and where job `number` stands while nothing is, until the run is over: it
+    is done or failed, or Slurm has it no more. Ctrl-C ends the following alone. Returns what the run's own exit code
+    would be."""
+    printer, view = LinePrinter(live=is_terminal(sys.stdout)), RunView()
+    last, told, offset, looks, gone = "", "", 0, 0, 0
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    except OSError as e:
-        raise UserError(f"{command[0]} does not run: {e.strerror}", where="PATH", fix=ON_A_LOGIN_NODE) from e
-
-
-def follow(events: Path, began: int, runs: Callable[[], bool]) -> int:
-    """Print what is written behind `began`, until the run is over: it is done or failed, or Slurm has it no more.
-    Ctrl-C ends the following alone. Returns what the run's own exit code would be."""
-    printer, view, quiet = LinePrinter(live=is_terminal(sys.stdout)), RunView(), 0
-    last, offset = "", 0
-    try:
-        while quiet < QUIET_LOOKS:
+        while last != "done" and gone < (1 if last == "failed" else GONE):  # Slurm may have it go on, on other nodes
             new = list(_written(events, offset))
             for event, offset in new:
                 apply_event(view, event)
                 if offset > began:
                     printer.event(view, event)
                     last = event.kind if event.kind in TERMINAL_KINDS else ""
-            if last in ("done", "failed"):
-                break
-            quiet = 0 if new or runs() else quiet + 1
+            if not new and (last == "failed" or looks % LOOKS_AT_SLURM == 0):
+                place = standing(number)
+                gone = gone + 1 if place is None else 0
+                if place is not None and place.state in ("PENDING", "RUNNING") and told != (told := str(place)):
+                    say(f"{number} {told}")
+            looks += 1
             time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt:
-        say("The run goes on")
+        say(f"It goes on as Slurm's job {number}. What ends it: scancel {number}")
     printer.close()
+    if last in ("", "stopped") and gone:
+        ended = "has saved and stopped: go on with --resume" if last else "has not said how it ended"
+        say(f"Slurm has {number} no more, and the run {ended}. What the script said: {log}")
     return CODES.get(last, 1)
 
 

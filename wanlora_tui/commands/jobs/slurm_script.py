@@ -65,17 +65,23 @@ def script(
         begun=RUN_THERE if started is None else f"{ATTEMPTS} -gt {started}",
         node=FIRST_NODE if wanted.nodes > 1 else "",
         train=train,
+        warn=WARN_NODES if wanted.nodes > 1 else WARN,
     )
 
 
 RUN_THERE = "-e $run/job.toml"
 ATTEMPTS = """$(grep -c '"kind":"started"' "$run/events.jsonl" 2> /dev/null)"""
-FIRST_NODE = """node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# Its address: the name that Slurm has for a node need not be one that other nodes know. The port is the job's own.
+FIRST_NODE = """first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+node=$(scontrol show node "$first" --oneliner | sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')
 if [[ -z $node ]]; then
     echo "wanlora: scontrol does not say which node is the first, where all are to meet: is it installed there?" >&2
     exit 1
 fi
+export meet="$node:$((20000 + SLURM_JOB_ID % 10000))"
 """
+WARN = 'kill -TERM "$trainer"'
+WARN_NODES = 'scancel --signal=TERM "$SLURM_JOB_ID"'  # its steps; an srun that hears SIGTERM kills them with SIGKILL
 TEMPLATE = """#!/bin/bash
 {asked}
 
@@ -84,10 +90,11 @@ options=({first})
 if [[ ${{SLURM_RESTART_COUNT:-0}} -gt 0 && {begun} ]]; then
     options=({again})
 fi
+before=$(tail -n 1 "$run/events.jsonl" 2> /dev/null)
 cd / # so that no folder of yours is taken for a package of the trainer's
 {node}warned=
 # Once: Slurm may warn again, and a launcher that hears a third signal leaves the trainer, which is saving.
-trap '[[ -n $warned ]] || kill -TERM "$trainer"; warned=1' TERM
+trap '[[ -n $warned ]] || {warn}; warned=1' TERM
 {train} "${{options[@]}}" &
 trainer=$!
 wait "$trainer"
@@ -96,9 +103,16 @@ while kill -0 "$trainer" 2> /dev/null; do # a warning has ended the wait
 done
 wait "$trainer"
 code=$?
-# The warning has stopped it, and it has saved: into the queue again. Where Slurm does that itself, it is done already.
-if [[ -n $warned ]] && tail -n 1 "$run/events.jsonl" | grep -q '"kind":"stopped"'; then
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
+# A warning has stopped it, to this script or to the trainer alone, and it has saved: into the queue again. Not where
+# somebody cancels the job, nor where Slurm has put it there itself. (A job that ends is COMPLETING in either case.)
+last=$(tail -n 1 "$run/events.jsonl" 2> /dev/null)
+if [[ $last != "$before" && $last == *'"kind":"stopped"'*SIGTERM* ]]; then
+    job="$(scontrol show job "$SLURM_JOB_ID" --oneliner) "
+    if [[ $job == *" JobState=RUNNING "* || $job == *" PreemptTime=2"* ]]; then
+        scontrol requeue "$SLURM_JOB_ID" && exit 0
+    elif [[ $job == *" Restarts="* && $job != *" Restarts=${{SLURM_RESTART_COUNT:-0}} "* ]]; then
+        exit 0
+    fi
     echo "wanlora: the run is saved, and not in the queue again: submit it with --resume" >&2
 fi
 exit "$code"
@@ -110,7 +124,11 @@ def _launch(wanted: Wanted) -> str:
     python = shlex.quote(sys.executable)
     stops = shlex.join(stop_options(wanted.grace))
     torchrun = f"{python} -m torch.distributed.run --nproc-per-node={wanted.gpus} {stops}"
-    if wanted.nodes > 1:
-        meet = '--rdzv-backend=c10d --rdzv-endpoint="$node:29400" --rdzv-id="$SLURM_JOB_ID"'
-        return f"srun --ntasks-per-node=1 --kill-on-bad-exit=1 {torchrun} --nnodes={wanted.nodes} {meet}"
-    return f"{torchrun} --standalone" if wanted.gpus > 1 else python
+    if wanted.nodes == 1:
+        return f"{torchrun} --standalone" if wanted.gpus > 1 else python
+    # The first node says that it is the host: torchrun would compare the address with what its own name resolves to.
+    meet = '--rdzv-backend=c10d --rdzv-endpoint="$meet" --rdzv-id="$SLURM_JOB_ID"'
+    here = '--rdzv-conf=is_host=$((SLURM_NODEID == 0)) "$@"'
+    on_node = f"exec {torchrun} --nnodes={wanted.nodes} {meet} {here}"
+    asked = f"--ntasks-per-node=1 --cpus-per-task={CPUS_PER_GPU * wanted.gpus} --kill-on-bad-exit=1"
+    return f"srun {asked} bash -c {shlex.quote(on_node)} wanlora"

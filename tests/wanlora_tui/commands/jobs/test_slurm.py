@@ -45,8 +45,12 @@ run)
     echo "$?" >> "$SLURM_FOLDER/codes"
     rm "$SLURM_FOLDER/running"
     if [[ -e "$SLURM_FOLDER/requeued" && $1 = 0 ]]; then exec "$0" 1; fi ;;
-scontrol) [[ "$*" = "requeue 4711" ]] && touch "$SLURM_FOLDER/requeued" ;;
-squeue) if [[ -e "$SLURM_FOLDER/running" || ! -e "$SLURM_FOLDER/codes" ]]; then echo RUNNING; fi ;;
+scontrol)
+    case "$*" in
+    "requeue 4711") touch "$SLURM_FOLDER/requeued" ;;
+    "show job 4711 --oneliner") echo "JobId=4711 JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=None" ;;
+    esac ;;
+squeue) if [[ -e "$SLURM_FOLDER/running" || ! -e "$SLURM_FOLDER/codes" ]]; then echo "RUNNING|None|N/A|n1"; fi ;;
 esac
 """
 
@@ -55,7 +59,7 @@ esac
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name in ("sbatch", "run", "scontrol", "squeue"):
+    for name in ("sbatch", "run", "scontrol", "squeue", "scancel"):
         (folder / name).write_text(STAND_IN)
         (folder / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -64,6 +68,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     if (folder / "running").exists():  # the test has failed
         with suppress(ProcessLookupError):
             os.killpg(int((folder / "session").read_text()), signal.SIGKILL)
+
+
+def never_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
+    monkeypatch.setattr(slurm, "require_that_it_can_start", lambda number, file: None)
 
 
 @pytest.mark.process
@@ -105,7 +114,7 @@ def test_memory_is_asked_for_as_well_where_the_time_is_given(
     tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(slurm, "planned", lambda *_, **__: (90, 50 * 2**30, None))
-    monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
+    never_handed_over(monkeypatch)
     assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", "--gpu", "H100 SXM"]) == 0
     asked = (tmp_path / "runs/t.sbatch").read_text().splitlines()
     assert "#SBATCH --time=1:00:00" in asked and "#SBATCH --mem=50G" in asked
@@ -124,7 +133,7 @@ def test_more_nodes_than_were_measured_are_submitted_and_spoken_of(
     tmp_path: Path, stand_in: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "clips").mkdir()
-    monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
+    never_handed_over(monkeypatch)
     monkeypatch.setattr(slurm, "check_job", lambda job, facts: [])
     asked = ["--slurm", "--time", "1:00", "--nodes", "2"]
     assert main(["submit", str(write_real_job(tmp_path)), *asked]) == 0
@@ -154,7 +163,7 @@ def test_what_slurm_is_asked_for():
     [
         (1, 1, [sys.executable, "-m", "engine"]),
         (2, 1, ["--standalone", "--nproc-per-node=2"]),
-        (4, 2, ["srun", "--nnodes=2", "--rdzv-endpoint=$node:29400"]),
+        (4, 2, ["srun", "--cpus-per-task=24", "bash", "-c"]),
     ],
 )
 def test_the_trainer_is_started_as_its_number_of_processes_needs(gpus: int, nodes: int, words: list[str]):
@@ -182,9 +191,11 @@ train) echo "$*" >> "$SLURM_FOLDER/options"
     touch "$SLURM_FOLDER/hears"
     until [[ -e "$SLURM_FOLDER/saved" ]]; do sleep 0.05; done
     exit 75 ;;
-scontrol) echo "scontrol: no such job" >&2; exit 1 ;;
+scontrol) echo "$*" >> "$SLURM_FOLDER/asked"
+    if [[ $1 = show ]]; then cat "$SLURM_FOLDER/standing"; else echo "scontrol: disabled" >&2; exit 1; fi ;;
 esac
 """
+RUNNING = "JobId=4711 JobState=RUNNING Requeue=1 Restarts=0 PreemptTime=None\n"
 
 
 @pytest.fixture
@@ -219,10 +230,24 @@ def a_run(folder: Path, *kinds: str) -> Path:
     return run
 
 
-def test_a_second_warning_reaches_no_trainer_that_saves_and_a_job_that_is_not_queued_again_has_not_ended_well(
-    node: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("standing", "asked", "code"),
+    [
+        (RUNNING, ["show", "requeue"], 75),  # which Slurm refuses here
+        # somebody has cancelled it
+        (RUNNING.replace("RUNNING", "COMPLETING"), ["show"], 75),
+        # Slurm takes its nodes, and would end it, or has put it into the queue itself
+        (RUNNING.replace("RUNNING", "COMPLETING").replace("None", "2026-11-29T00:02:13"), ["show", "requeue"], 75),
+        (RUNNING.replace("RUNNING", "COMPLETING").replace("Restarts=0", "Restarts=1"), ["show"], 0),
+        ("slurm_load_jobs error: Unable to contact slurm controller", ["show"], 75),
+    ],
+)
+def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_or_there(
+    node: Path, tmp_path: Path, standing: str, asked: list[str], code: int
 ):
-    a_run(tmp_path, "started", "stopped")
+    """A second warning reaches no trainer that saves."""
+    run = a_run(tmp_path, "started", "step")
+    (node / "standing").write_text(standing)
     wanted = Wanted("orbit", 1, 1, 60, "", 0, 180)
     said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
     process = on_node(node, said, restarts=0)
@@ -231,12 +256,31 @@ def test_a_second_warning_reaches_no_trainer_that_saves_and_a_job_that_is_not_qu
         process.send_signal(signal.SIGTERM)
         until(lambda: (node / "signals").exists())
         process.send_signal(signal.SIGTERM)
+        with (run / "events.jsonl").open("a") as events_file:
+            events_file.write('{"v":1,"kind":"stopped","data":{"why":"SIGTERM received"}}\n')
         (node / "saved").touch()
         err = process.communicate(timeout=PATIENCE)[1]
     finally:
         process.kill()
-    assert process.returncode == 75 and "the run is saved, and not in the queue again" in err
+    assert process.returncode == code
+    assert ("the run is saved, and not in the queue again" in err) == (code != 0)
     assert (node / "signals").read_text() == "TERM\n"
+    assert [line.split()[0] for line in (node / "asked").read_text().splitlines()] == asked
+
+
+def test_a_run_that_stopped_before_and_failed_now_does_not_ask_for_the_queue(node: Path, tmp_path: Path):
+    a_run(tmp_path, "started", "stopped")
+    (node / "saved").touch()
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    assert on_node(node, said, restarts=1).wait(PATIENCE) == 75
+    assert not (node / "asked").exists()
+
+
+def test_the_processes_of_several_nodes_are_warned_by_scancel():
+    """An srun that hears SIGTERM kills them."""
+    assert """trap '[[ -n $warned ]] || scancel --signal=TERM "$SLURM_JOB_ID"; warned=1' TERM""" in text(nodes=2)
+    assert """|| kill -TERM "$trainer"; warned=1' TERM""" in text(nodes=1)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +312,7 @@ def test_the_step_to_go_back_to_is_asked_for_until_the_run_has_gone_back(
 
 
 def test_a_resume_from_a_step_says_so_in_the_script(tiny: Path, tmp_path: Path, monkeypatch, stand_in: Path):
-    monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
+    never_handed_over(monkeypatch)
     job = write_job(tmp_path, tiny)
     (tmp_path / "runs/t").mkdir(parents=True)
     (tmp_path / "runs/t/events.jsonl").write_text('{"kind":"started"}\n{"kind":"step"}\n{"kind":"started"}\n')
@@ -304,20 +348,20 @@ def test_an_option_that_the_queue_would_pass_over_is_refused(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("gone", "options"), [("sbatch", []), ("scontrol", []), ("squeue", ["--follow"])])
+@pytest.mark.parametrize("gone", ["sbatch", "scontrol", "squeue", "scancel"])
 def test_a_command_of_slurm_s_that_is_missing_is_one_error_before_anything_is_submitted(
-    tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys, gone: str, options: list[str]
+    tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys, gone: str
 ):
     (stand_in / gone).unlink()
     monkeypatch.setenv("PATH", str(stand_in))
-    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", *options]) == 1
+    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00"]) == 1
     assert f"{gone} is not here" in capsys.readouterr().err and not (stand_in / "script").exists()
 
 
 @pytest.mark.process
 def test_one_that_goes_away_later_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    for ask in (lambda: slurm.queued("1"), lambda: slurm.handed_over(tmp_path / "script")):
+    for ask in (lambda: slurm.standing("1"), lambda: slurm.handed_over(tmp_path / "script")):
         with pytest.raises(slurm.UserError, match=r"(squeue|sbatch) does not run.*on a login node"):
             ask()
 

@@ -1,0 +1,135 @@
+"""A real Slurm on this machine: munged, slurmctld, and two slurmds that play nodes of two GPUs each, all in a folder of
+their own and on free ports of loopback. Its GPUs are files that are no GPUs, so a job that trains there does so on the
+CPU. Another partition takes nodes away from the one that is the default.
+"""
+
+import getpass
+import os
+import shutil
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.helpers.ports import free_port
+from tests.helpers.waiting import PATIENCE, until
+
+SBIN = f"{os.environ['PATH']}:/usr/sbin"
+needs_slurm = pytest.mark.skipif(
+    not all(shutil.which(command, path=SBIN) for command in ("slurmctld", "slurmd", "munged", "sbatch", "squeue")),
+    reason="no Slurm here: apt-get install slurm-wlm, or slurmctld, slurmd, munge and the client's commands",
+)
+NODES = ("n1", "n2")
+CONF = """ClusterName=wanlora
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser={user}
+SlurmdUser={user}
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmdPidFile={folder}/%n.pid
+SlurmctldPidFile={folder}/slurmctld.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SwitchType=switch/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SchedulerType=sched/builtin
+SchedulerParameters=batch_sched_delay=0,sched_interval=2
+GresTypes=gpu
+ReturnToService=2
+SlurmdTimeout=20
+SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=12 Gres=gpu:2
+PartitionName=usual Nodes=ALL Default=YES MaxTime=24:00:00 State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=1:00:00 State=UP PriorityTier=2 PreemptMode=OFF
+"""
+GRES = """NodeName=n[1-2] Name=gpu File=/dev/null
+NodeName=n[1-2] Name=gpu File=/dev/zero
+"""
+
+
+class SlurmCluster:
+    """A context manager; `environment` is what its commands need. What still runs at its end is killed."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="slurm"))  # a socket's path is short
+        self.folder.chmod(0o755)  # munged asks for it
+        self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SBIN}
+        self._daemons: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> "SlurmCluster":
+        try:
+            self._start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _start(self) -> None:
+        port = free_port(neighbours=2)
+        for name in ("state", *NODES):
+            (self.folder / name).mkdir()
+        given = {"port": port, "first": port + 1, "second": port + 2, "user": getpass.getuser(), "folder": self.folder}
+        (self.folder / "slurm.conf").write_text(CONF.format(**given))
+        (self.folder / "gres.conf").write_text(GRES)
+        key = self.folder / "munge.key"
+        key.touch(0o600)
+        key.write_bytes(os.urandom(64))
+        places = {"key-file": key.name, "socket": "munge.socket", "pid-file": "munge.pid", "seed-file": "munge.seed"}
+        self._run("munged", "--foreground", *(f"--{what}={self.folder / name}" for what, name in places.items()))
+        until((self.folder / "munge.socket").exists, f"munged: {self.said('munged')}")
+        self._run("slurmctld", "-D", "-c")
+        for node in NODES:
+            self._run("slurmd", "-D", "-N", node)
+        until(lambda: self.ask("sinfo", "--noheader", "--format=%D %t", "--partition=usual") == "2 idle", "two nodes")
+
+    def _run(self, *command: str) -> None:
+        with (self.folder / f"{command[-1] if command[0] == 'slurmd' else command[0]}.out").open("wb") as out:
+            self._daemons.append(
+                subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=out, stderr=out)
+            )
+
+    def said(self, daemon: str) -> str:
+        return (self.folder / f"{daemon}.out").read_text(errors="replace")[-3000:]
+
+    def ask(self, *command: str) -> str:
+        """What a command of Slurm's says."""
+        done = subprocess.run(
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False
+        )
+        return (done.stdout + done.stderr).strip()
+
+    def state(self, number: str) -> str:
+        """Of a job, in Slurm's words; one that is over too."""
+        said = self.ask("scontrol", "show", "job", number, "--oneliner").split(" JobState=")
+        return said[-1].split()[0]
+
+    def fill(self) -> str:
+        """The number of a job that takes both nodes until it is cancelled, those of usual jobs too."""
+        options = ["--partition=urgent", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null"]
+        return self.ask("sbatch", "--parsable", *options, "--wrap=exec sleep 3600")
+
+    def __exit__(self, *_: object) -> None:
+        for daemon in self._daemons:
+            daemon.kill()  # nothing of theirs is kept, and a slurmd whose controller has gone may not end on SIGTERM
+            daemon.wait(PATIENCE)
+        for process in psutil.process_iter():  # of jobs that are not over, and what launched them
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    parent = process.parent()
+                    process.kill()
+                    if parent is not None and parent.name().startswith("slurmstepd"):  # it hides its own environment
+                        parent.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
