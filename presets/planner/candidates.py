@@ -278,7 +278,6 @@ def next_down(
         else ()
     )
     narrower += [p for p in [msgspec.structs.replace(plan, save_hidden=False)] if plan.save_hidden and better(p)]
-    narrower += [p for p in [msgspec.structs.replace(plan, keep_gelu=False)] if plan.keep_gelu and better(p)]
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]
     found = narrower + [
         p

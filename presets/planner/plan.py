@@ -115,7 +115,9 @@ class Plan(Struct, frozen=True, kw_only=True):
             words.append("the others streamed")
         if self.kept or self.also_kept:
             words.append(
-                f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else "")
+                f"{self.kept} kept"
+                + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else "")
+                + (" with the GELU" if self.keep_gelu else "")
             )
         words.append(
             f"activations on the {'GPU' if self.activations == 'device' else 'host'}"

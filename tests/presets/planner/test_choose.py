@@ -662,3 +662,16 @@ def test_smaller_plans_keep_their_graphs_while_they_can():
     assert plans[1].graphed == plans[0].graphed and plans[-1].graphed == 0
     small = on("H100 SXM", vram=7)
     assert choose(SHORT, small).prediction.need_vram <= small.vram_free
+
+
+def test_graphs_keep_the_gelu_where_there_is_room_and_give_it_up_first_when_memory_runs_out():
+    small, large = choose(work(), on("H100 SXM")).plan, choose(work(), on("H200")).plan
+    assert small.kept and not small.keep_gelu and large.kept and large.keep_gelu
+    assert large.text != msgspec.structs.replace(large, keep_gelu=False).text
+    full = Plan(precision="float8", resident=40, kept=40, keep_gelu=True, activations="device", slots=0)
+    costs = Costs(work(), on("H200"))
+    lean = msgspec.structs.replace(full, keep_gelu=False)
+    rows = 40 * 11264 * 13824 * 2
+    assert costs.memory.vram(full)[1] - costs.memory.vram(lean)[1] == pytest.approx(rows, rel=0.02)
+    down = next_down(full, work(), on("H200"))
+    assert down is not None and not down.keep_gelu and down.kept >= 38, "a few graphs less are as fast"
