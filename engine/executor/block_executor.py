@@ -169,9 +169,9 @@ class BlockExecutor:
                     x, a, lse, *hidden = activations.get(block)
                     activations.prefetch(next(ahead, -1))
                     if stage:
-                        stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
+                        g_BTD = stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
                     else:
-                        self._backward_block(weights, x, a, lse, g_BTD, given, share, hidden)
+                        g_BTD = self._backward_block(weights, x, a, lse, g_BTD, given, share, hidden)
                     del x, a, lse, hidden
             return value.detach()
 
@@ -327,9 +327,9 @@ class BlockExecutor:
         given: PassInputs,
         share: Share | None = None,
         hidden: Sequence[torch.Tensor] = (),
-    ) -> None:
-        """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
-        parameters. `hidden`: the states inside the block that its forward saved."""
+    ) -> torch.Tensor:
+        """The gradient of the block's input from `g`, that of its output, which is used up; the LoRA's gradients are
+        added to its parameters. `hidden`: the states inside the block that its forward saved."""
         resources = self.resources
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
@@ -349,11 +349,10 @@ class BlockExecutor:
                 )
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
-            g_BTD[:, chunk] = x.grad
             if ga_BTD is None:  # of all tokens at once
-                ga_BTD = a.grad
+                g_BTD, ga_BTD = x.grad, a.grad
             else:
-                ga_BTD[:, chunk] = a.grad
+                g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
             del x, a, y
         roots = [t for t in text if t.requires_grad]
         if roots:
@@ -361,7 +360,7 @@ class BlockExecutor:
 
         x = x_BTD.detach().requires_grad_(True)
         with torch.enable_grad():
-            qkv = resources.pre_attention(x, given, weights)
+            qkv = resources.pre_attention_again(x, g_BTD, given, weights)
         # the graph without q, k and v themselves, which only attention needs
         edges = [get_gradient_edge(t) for t in qkv]
         saved = [*(t.detach() for t in qkv), heads(a_BTD)]
@@ -371,4 +370,4 @@ class BlockExecutor:
         del saved, ga_BTD
         torch.autograd.backward(edges, grads)
         assert x.grad is not None
-        g_BTD += x.grad
+        return x.grad

@@ -103,6 +103,7 @@ class ExecutorResources:
         made: Callable[..., Any] = _compiled if plan.compiled else lambda function, backend=None: function
         self._pre_attention, self._text_kv = made(block.pre_attention), made(block.text_kv)
         self._post_attention = made(block.post_attention)
+        self._pre_attention_again = made(block.pre_attention_again)
         self._kept_pre_attention = made(block.pre_attention, norms_again)
         self._kept_post_attention = made(block.post_attention, norms_again if plan.keep_gelu else norms_and_gelu_again)
         self._post_attention_saving = made(block.post_attention_saving)
@@ -132,6 +133,15 @@ class ExecutorResources:
             _mark_any_size(given.time_B6D, dims=(0,))
         function = self._kept_pre_attention if kept else self._pre_attention
         return function(x_BTD, given.time_B6D, given.cos, given.sin, weights)
+
+    def pre_attention_again(
+        self, x_BTD: torch.Tensor, g_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights
+    ) -> Any:
+        """The same for a backward, which adds `g_BTD` to the gradient of x."""
+        if self._any_size:
+            _mark_any_size(x_BTD, g_BTD, given.cos, given.sin, dims=(0, 1))
+            _mark_any_size(given.time_B6D, dims=(0,))
+        return self._pre_attention_again(x_BTD, g_BTD, given.time_B6D, given.cos, given.sin, weights)
 
     def text_kv(self, given: PassInputs, weights: BlockWeights) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""

@@ -1,6 +1,7 @@
 """One Wan transformer block as two token-wise functions around its self-attention, and what the text is to it.
 
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
+    pre_attention_again(x, g)    -> q, k, v    the same, with g added to x's gradient on its way back
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
     post_attention_again(...)    -> y          the same for its gradients alone: y's values are not the output's
@@ -141,6 +142,20 @@ def pre_attention(
     return q, k, v.unflatten(2, (block.heads, -1))
 
 
+def pre_attention_again(
+    x_BTD: torch.Tensor,
+    g_BTD: torch.Tensor,
+    time_B6D: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    block: BlockWeights,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`pre_attention`, where a block is recomputed: x's gradient comes with `g_BTD`, what x is given behind the
+    attention, added. So the compiler adds it in the kernel that writes that gradient."""
+    x: torch.Tensor = _PlusGradient.apply(x_BTD, g_BTD)
+    return pre_attention(x, time_B6D, cos, sin, block)
+
+
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
     k, v = _linears(TEXT_LINEARS, text_BSD, block)
@@ -239,6 +254,20 @@ class _Given(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: torch.Tensor) -> Any:
         return g, None
+
+
+class _PlusGradient(torch.autograd.Function):
+    """x, whose gradient comes with `g` added. A new tensor, as in `_Given`; the compiler makes none of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(g)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        (g,) = ctx.saved_tensors
+        return g + grad, None
 
 
 def _given(y: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
