@@ -40,7 +40,7 @@ from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.memory.measure_card import measure_card
 from engine.system.device import open_device
-from engine.training.optimizer import clip_gradients
+from engine.training.optimizer import clip_gradients, step_if
 from engine.wan import attention
 from engine.wan.block import LINEARS
 from presets.clips.geometry import Bucket
@@ -148,8 +148,10 @@ def inputs(
 
 
 def optimizer_step(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
-    float(clip_gradients(parameters, 1.0))
-    optimizer.step()
+    """As a training takes it."""
+    finite = torch.isfinite(clip_gradients(parameters, 1.0))
+    step_if(optimizer, finite)
+    assert finite
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -7,6 +7,7 @@ The encoder itself is engine.encode.vae_encoder's; the cache of latents, engine.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -49,11 +50,17 @@ def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
 
 
 def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, 1/std), each (1, C, 1, 1, 1). The reciprocal first, then a product: that is how the Wan pipeline
-    rounds."""
-    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
-    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
-    return mean, inverse
+    """(mean, 1/std), each (1, C, 1, 1, 1)."""
+    return _statistics_of(tuple(vae.config.latents_mean), tuple(vae.config.latents_std), like.device, like.dtype)
+
+
+@cache  # they are copied to the device once: a copy would wait for what it has to do
+def _statistics_of(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The reciprocal first, then a product: that is how the Wan pipeline rounds."""
+    m, s = (torch.tensor(values).view(1, -1, 1, 1, 1).to(device, dtype) for values in (mean, std))
+    return m, 1.0 / s
 
 
 def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:

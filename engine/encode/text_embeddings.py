@@ -30,13 +30,13 @@ SHOWN = 60  # letters of a caption in the cache's list
 class TextBook(dict[str, torch.Tensor]):
     """Embeddings of known texts (S, D), on the host and without their padding."""
 
-    def batch(self, texts: list[str], *, device: torch.device) -> torch.Tensor:
-        """(B, 512, D), zero-padded as the Wan pipeline does."""
+    def batch(self, texts: list[str]) -> torch.Tensor:
+        """(B, 512, D) on the host, zero-padded as the Wan pipeline does."""
         first = self[texts[0]]
         out_BSD = torch.zeros(len(texts), MAX_TOKENS, first.shape[1], dtype=first.dtype)
         for i, text in enumerate(texts):
             out_BSD[i, : len(self[text])] = self[text]
-        return out_BSD.to(device)
+        return out_BSD
 
 
 @torch.no_grad()

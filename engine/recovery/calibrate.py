@@ -78,7 +78,7 @@ def samples_from_clips(
         video = pixels(_frames(item), device=device)
         x0 = encode(encoder, video)
         conditioning = condition(encoder, video[:, :, 0], item.bucket.frames)
-        text = texts.batch([item.caption], device=torch.device("cpu"))
+        text = texts.batch([item.caption])
         for expert in EXPERTS:
             for draw in range(DRAWS):
                 held_out = _held_out(number, len(items), draw)

@@ -24,3 +24,8 @@ class Placement:
         gpu = device.type == "cuda"
         # bf16 products crawl on a CPU
         return cls(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu if pinned is None else pinned)
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """It, on the device. Where host memory is page-locked it is copied in its turn, and nobody waits for what the
+        device has to do before."""
+        return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=self.pinned)

@@ -142,7 +142,7 @@ class Run:
 
     def text(self, texts: list[str]) -> torch.Tensor:
         """Their embeddings (B, S, D), on the device."""
-        return self.texts.batch(texts, device=self.placement.device)
+        return self.placement.send(self.texts.batch(texts))
 
     def bring_together(self) -> None:
         """Where the experts train apart: have here what the other one has learnt. To be called before what is learnt is

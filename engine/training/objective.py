@@ -158,6 +158,7 @@ class NoisedBatch:
     x_BCFhw: torch.Tensor
     timestep_B: torch.Tensor
     target_BCFhw: torch.Tensor
+    timesteps: list[float]  # the same as timestep_B
 
     @property
     def digest(self) -> str:
@@ -180,10 +181,11 @@ def noised_batch(run: Run, step: int, index: int, expert: Expert, watch: Stopwat
     made = encoded_batch(run, step, index, watch)
     fault_injection.at("noise", step + 1)
     noise_BCFhw, sigma_B = draws(run, expert, made.batch, made.x0_BCFhw)
-    x_t, target = noised(made.x0_BCFhw, noise_BCFhw, sigma_B)
+    timesteps = sigma_B * NUM_TRAIN_TIMESTEPS
+    x_t, target = noised(made.x0_BCFhw, run.placement.send(noise_BCFhw), run.placement.send(sigma_B))
     target = fault_injection.poison("target", step + 1, target)
     x_BCFhw = torch.cat([x_t, made.conditioning_BCFhw], dim=1)
-    return NoisedBatch(made.batch, x_BCFhw, sigma_B * NUM_TRAIN_TIMESTEPS, target)
+    return NoisedBatch(made.batch, x_BCFhw, run.placement.send(timesteps), target, timesteps.tolist())
 
 
 def encoded_batch(run: Run, step: int, index: int, watch: Stopwatch) -> Encoded:
@@ -224,20 +226,19 @@ def through_expert(run: Run, step: int, expert: Expert, noised: NoisedBatch, wat
             )
             losses.append((term.name, loss))
         fault_injection.at("backward", step + 1)
-    return MicroBatch(losses, timestep_B.tolist(), batch.ids, tuple(x_BCFhw.shape), batch.weight)
+    return MicroBatch(losses, noised.timesteps, batch.ids, tuple(x_BCFhw.shape), batch.weight)
 
 
 def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another
-    card, and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
+    """Noise and sigma of each sample, on the host. Keyed by its visit (epoch, clip, repeat): the same on a retry, a
+    resume, another card, and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
     shape = tuple(x0_BCFhw.shape[1:])
     noise = [
         torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32"))
         for draw in batch.draws
     ]
     sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
-    device = run.placement.device
-    return torch.stack(noise).to(device), torch.tensor(sigmas, dtype=torch.float32, device=device)
+    return torch.stack(noise), torch.tensor(sigmas, dtype=torch.float32)
 
 
 def loss_terms(
@@ -258,7 +259,7 @@ def loss_terms(
     """
     training, mask = run.job.training, None
     if batch.masks is not None:
-        mask = torch.from_numpy(batch.masks).unsqueeze(1).to(run.placement.device)
+        mask = run.placement.send(torch.from_numpy(batch.masks).unsqueeze(1))
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share, mask)]
     if preserved := preserved_rows(run.job, batch.captions):
         part: Rows = list(preserved) if len(preserved) < len(batch.captions) else slice(None)

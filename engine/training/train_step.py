@@ -37,7 +37,7 @@ from engine.training.objective import (
     passes_of,
     through_expert,
 )
-from engine.training.optimizer import clip_gradients, lr_at, set_lr
+from engine.training.optimizer import clip_gradients, lr_at, set_lr, step_if
 from engine.training.placement import as_agreed, refused, replan, replan_together, why_short
 from engine.training.reporting import plan_text, ram_gib, vram_gib
 from presets.errors import UserError
@@ -79,28 +79,28 @@ def take_step(run: Run, step: int) -> StepTaken | None:
         learner.optimizer.zero_grad(set_to_none=True)
         return None
     with watch.part("optimizer"):
-        norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
-        losses = {name: float(value) for name, value in result.losses.items()}
-        loss = sum(losses.values())
-        loss = fault_injection.poison("loss", step + 1, loss)
-        finite = math.isfinite(norm) and math.isfinite(loss)
-        if finite:  # a non-finite step never reaches the weights
-            require_gradients(run, step, expert, result)
-            fault_injection.at("optimizer.before-step", step + 1)
-            learner.optimizer.step()
+        norm = clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm)
+        loss = fault_injection.poison("loss", step + 1, torch.stack(list(result.losses.values())).sum())
+        good = torch.isfinite(norm) & torch.isfinite(loss).to(norm.device)
+        require_gradients(run, step, expert, result, good)
+        fault_injection.at("optimizer.before-step", step + 1)
+        step_if(learner.optimizer, good)  # a non-finite step never reaches the weights
+        finite = bool(good)  # here the device is waited for
+        if finite:
             fault_injection.at("optimizer.after-step", step + 1)
             if learner.ema:
                 learner.ema.update(learner.parameters)
             fault_injection.at("ema", step + 1)
         learner.optimizer.zero_grad(set_to_none=True)
+    losses = {name: float(value) for name, value in result.losses.items()}
     seconds, vram = watch.seconds(), vram_gib(run.placement.device)
     data = {
         "step": step + 1,
         "expert": expert,
-        "loss": loss,
+        "loss": sum(losses.values()),
         "parts": losses,
         "lr": lr,
-        "grad_norm": norm,
+        "grad_norm": float(norm),
         "timestep": sum(result.timesteps) / len(result.timesteps),
         "seconds": seconds,
         "vram_gib": vram,
@@ -111,15 +111,16 @@ def take_step(run: Run, step: int) -> StepTaken | None:
     return StepTaken(data, result.timesteps, finite)
 
 
-def require_gradients(run: Run, step: int, expert: Expert, result: "StepResult") -> None:
-    """Raises UserError where blocks would learn nothing: hours later nothing would have told it."""
+def require_gradients(run: Run, step: int, expert: Expert, result: "StepResult", finite: torch.Tensor) -> None:
+    """Raises UserError where blocks would learn nothing: hours later nothing would have told it. Of a step that is not
+    `finite` nothing is said."""
     learner, plan = run.learners[expert], as_agreed(run.experts.plan)  # of all ranks: they look at the same steps
     lost = run.gradient_check.lost(
         learner.parameters,
         {name: parameter.grad for name, parameter in learner.parameters.items()},
         (expert, frozenset(result.shapes)),
         plan,
-        loss=lambda: float(sum(result.learnt_of)),
+        loss=lambda: float(sum(result.learnt_of)) if finite else 0.0,
     )
     if not lost:
         return

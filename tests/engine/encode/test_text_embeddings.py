@@ -53,20 +53,20 @@ def test_embeddings_are_the_pipelines_own(tiny):
     pipe = WanImageToVideoPipeline.from_pretrained(tiny)
     with torch.no_grad():
         theirs = pipe.encode_prompt(TEXTS, do_classifier_free_guidance=False, max_sequence_length=512)[0]
-    ours = encode(tiny, "none").batch(TEXTS, device=CPU)
+    ours = encode(tiny, "none").batch(TEXTS)
     assert ours.shape == (len(TEXTS), MAX_TOKENS, pipe.text_encoder.config.d_model)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     for i, text in enumerate(TEXTS):  # alone, as they are encoded: bit for bit
         with torch.no_grad():
             assert torch.equal(
-                encode(tiny, "none").batch([text], device=CPU),
+                encode(tiny, "none").batch([text]),
                 pipe.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=512)[0],
             ), i
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("float8", 0.06), ("qint8", 0.02)])
 def test_eight_bits_stay_close(tiny, precision, limit):
-    exact, small = (encode(tiny, p).batch(TEXTS, device=CPU) for p in ("none", precision))
+    exact, small = (encode(tiny, p).batch(TEXTS) for p in ("none", precision))
     error = (small - exact).norm() / exact.norm()
     assert 0 < error < limit
 
@@ -93,7 +93,7 @@ class Cached:
             precision=precision,
             progress=lambda *_: None,
             cache=cache,
-        ).batch(texts, device=CPU)
+        ).batch(texts)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def cached(tiny, tmp_path, monkeypatch):
 def test_with_everything_cached_the_encoder_is_not_loaded(cached, tiny):
     first = cached()
     assert cached.loads == 1 and len(list_tensors(cached.folder)) == len(TEXTS) and cached.warnings == []
-    assert torch.equal(cached(), first) and torch.equal(first, encode(tiny, "none").batch(TEXTS, device=CPU))
+    assert torch.equal(cached(), first) and torch.equal(first, encode(tiny, "none").batch(TEXTS))
     assert cached.loads == 2  # one of them without the cache
     cached([*TEXTS, "a new one"])
     assert cached.loads == 3

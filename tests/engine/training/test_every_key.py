@@ -414,7 +414,7 @@ class Looks(Bench):
             precision=job.quantization.text_encoder,
             progress=lambda *_: None,
         )
-        return digest(book.batch(["an orbit"], device=CPU))
+        return digest(book.batch(["an orbit"]))
 
     def latents(self, job: Job) -> object:
         encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, self.run.placement))

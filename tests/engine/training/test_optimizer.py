@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.runfolder.checkpoint import State, load, save
-from engine.training.optimizer import Ema, build_optimizer, clip_gradients, lr_at
+from engine.training.optimizer import Ema, build_optimizer, clip_gradients, lr_at, step_if
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
 
@@ -105,6 +105,25 @@ def test_adamw8bit_is_adamw_but_for_its_rounded_state(monkeypatch):
     assert optimizer.state[p]["state1"].dtype == torch.uint8
     assert (p.detach().double() - x).norm() < 0.03 * (x - start.double()).norm()
     assert (p.detach().double() - x).norm() > 0
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_step_that_is_not_finite_moves_neither_weights_nor_state(fused, at):
+    """The next ones are those of a run that never had it. Fused kernels exist for the CPU as well."""
+
+    def train(grads: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        p = torch.nn.Parameter(START.clone())
+        optimizer = torch.optim.AdamW([p], lr=0.01, fused=fused)
+        for g in grads:
+            p.grad = g.clone()
+            step_if(optimizer, torch.isfinite(clip_gradients([p], 1.0)))
+        return p.detach(), optimizer.state[p]
+
+    p, state = train([*GRADS[:at], torch.full_like(START, math.nan), *GRADS[at:]])
+    right, right_state = train(GRADS)
+    assert torch.equal(p, right) and all(torch.equal(state[name], value) for name, value in right_state.items())
+    assert not torch.equal(p, train(GRADS[:-1])[0])
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "prodigy", "adamw8bit"])
