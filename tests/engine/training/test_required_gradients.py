@@ -92,7 +92,7 @@ def test_one_block_among_others_is_seen(bench, monkeypatch):
     def of_last(given):
         return without(given, "AB", *given.lora) if given.lora["ffn.net.2"][1] is last else given
 
-    for name in ("pre_attention", "text_kv", "post_attention_again"):
+    for name in ("pre_attention_again", "text_kv", "post_attention_again"):
         monkeypatch.setattr(ExecutorResources, name, with_weights(getattr(ExecutorResources, name), of_last))
     with pytest.raises(UserError, match="in block 1, the high_noise LoRA got no gradient"):
         take_step(run, 0)
