@@ -169,9 +169,9 @@ class BlockExecutor:
                     x, a, lse, *hidden = activations.get(block)
                     activations.prefetch(next(ahead, -1))
                     if stage:
-                        g_BTD = stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
+                        stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
                     else:
-                        g_BTD = self._backward_block(weights, x, a, lse, g_BTD, given, share, hidden)
+                        self._backward_block(weights, x, a, lse, g_BTD, given, share, hidden)
                     del x, a, lse, hidden
             return value.detach()
 
@@ -327,9 +327,9 @@ class BlockExecutor:
         given: PassInputs,
         share: Share | None = None,
         hidden: Sequence[torch.Tensor] = (),
-    ) -> torch.Tensor:
-        """The gradient of the block's input from `g`, that of its output, which is used up; the LoRA's gradients are
-        added to its parameters. `hidden`: the states inside the block that its forward saved."""
+    ) -> None:
+        """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
+        parameters. `hidden`: the states inside the block that its forward saved."""
         resources = self.resources
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
@@ -349,8 +349,9 @@ class BlockExecutor:
                 )
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
-            if ga_BTD is None:  # of all tokens at once
-                g_BTD, ga_BTD = x.grad, a.grad
+            if ga_BTD is None:  # of all tokens at once: nothing is copied, and what g held is let go
+                g_BTD.set_(x.grad)
+                ga_BTD = a.grad
             else:
                 g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
             del x, a, y
@@ -370,4 +371,4 @@ class BlockExecutor:
         del saved, ga_BTD
         torch.autograd.backward(edges, grads)
         assert x.grad is not None
-        return x.grad
+        g_BTD.set_(x.grad)

@@ -33,7 +33,7 @@ Replay = Callable[[], None]
 Visit = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # output or input, attention's output, logsumexp
 # a block's own functions: of its input, and of its input, attention's output, logsumexp and the output's gradient
 Forward = Callable[[BlockWeights, torch.Tensor, PassInputs], tuple[torch.Tensor, ...]]
-Backward = Callable[[BlockWeights, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, PassInputs], torch.Tensor]
+Backward = Callable[[BlockWeights, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, PassInputs], None]
 
 
 class Capture(Protocol):
@@ -280,12 +280,14 @@ class Stage:
         visit: Visit,
         g_BTD: torch.Tensor,
         launch: Backward,
-    ) -> torch.Tensor:
-        """What `launch` gives for a block, the gradient of its input from `g`; those of its LoRA are added to."""
+    ) -> None:
+        """What `launch` does for a block: turn g into the gradient of its input, and add to those of its LoRA."""
         lora = self._staged("backward", block)
 
         def run(fixed: BlockWeights) -> None:
-            self._y.copy_(launch(fixed, self._x, self._a, self._lse, self._y, self.given))
+            g_BTD = self._y.detach()  # it ends as another tensor
+            launch(fixed, self._x, self._a, self._lse, g_BTD, self.given)
+            self._y.copy_(g_BTD)
             if lora is not None:
                 lora.collect()
 
@@ -297,9 +299,10 @@ class Stage:
             run,
             [self._y, *lora.grads],
         ):
-            return launch(block, *visit, g_BTD, self.given)
+            launch(block, *visit, g_BTD, self.given)
+            return
+        g_BTD.copy_(self._y)
         lora.give(block.lora)
-        return self._y.clone()
 
     def _fill(self, lora: _StagedLora, block: BlockWeights, *now: torch.Tensor) -> None:
         """Put a visit's tensors where its graph reads them: input, attention's output, logsumexp, gradient."""
