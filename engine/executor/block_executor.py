@@ -350,7 +350,7 @@ class BlockExecutor:
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
             if ga_BTD is None:  # of all tokens at once: nothing is copied, and what g held is let go
-                g_BTD.set_(x.grad)
+                g_BTD.data = x.grad
                 ga_BTD = a.grad
             else:
                 g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
@@ -371,4 +371,4 @@ class BlockExecutor:
         del saved, ga_BTD
         torch.autograd.backward(edges, grads)
         assert x.grad is not None
-        g_BTD.set_(x.grad)
+        g_BTD.data = x.grad

@@ -31,11 +31,13 @@ from engine.parallel.team import Team
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
+from engine.system.host_copy import HostCopy, with_tensors
 from engine.system.placement import Placement
-from engine.training.optimizer import Ema
+from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
+from presets.planner.sizes import OPTIMIZER_BYTES
 from presets.runs.history import Setting
 
 
@@ -46,6 +48,7 @@ class Learner:
     parameters: lora.LoraParameters
     optimizer: torch.optim.Optimizer
     ema: Ema | None
+    copy: HostCopy = field(default_factory=lambda: HostCopy(pinned=False))  # of what it had learnt
 
     @property
     def values(self) -> dict[str, torch.Tensor]:
@@ -64,15 +67,20 @@ class Learner:
         self.load(state["lora"], state["optimizer"], state["ema"])
 
     def copied(self) -> dict[str, Any]:
-        """All that it has learnt, copied into the host's memory, for `put_back`."""
-        return {
-            "values": on_host(self.values),
-            "optimizer": on_host(self.optimizer.state_dict()),
-            "average": on_host(self.ema.average) if self.ema else None,
+        """All that it has learnt, copied into the host's memory, for `put_back`; the next copy takes its place. Raises
+        HostMemoryRefused."""
+        learnt = {
+            "values": self.values,
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.ema.average if self.ema else None,
         }
+        copied: dict[str, Any] = self.copy.take(learnt)
+        return copied
 
     def put_back(self, copied: dict[str, Any]) -> None:
-        self.load(copied["values"], copied["optimizer"], copied["average"])
+        if self.copy.pinned:
+            torch.cuda.synchronize()
+        self.load(**with_tensors(copied, torch.clone))  # an optimizer may keep what it loads
 
     def load(
         self, values: dict[str, torch.Tensor], optimizer: dict[str, Any], average: dict[str, torch.Tensor] | None
@@ -84,13 +92,16 @@ class Learner:
             self.ema.load(values if average is None else average)
 
 
-def on_host(state: Any) -> Any:
-    """A state of tensors in dicts and lists, its tensors copied."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
-    if isinstance(state, dict):
-        return {key: on_host(value) for key, value in state.items()}
-    return [on_host(value) for value in state] if isinstance(state, list) else state
+def learners_of(job: Job, experts: Experts, placement: Placement) -> dict[Expert, Learner]:
+    """The learning side of each expert that trains."""
+    training, out = job.training, dict[Expert, Learner]()
+    for expert, parameters in experts.parameters.items():
+        optimizer = build_optimizer(training, parameter_groups(parameters, experts.layers[expert]))
+        ema = Ema(training.ema_decay, parameters) if training.ema else None
+        count = sum(p.numel() for p in parameters.values())
+        most = count * (4 * (2 if ema else 1) + OPTIMIZER_BYTES[training.optimizer])
+        out[expert] = Learner(parameters, optimizer, ema, HostCopy(pinned=placement.pinned, least=most))
+    return out
 
 
 @dataclass(frozen=True)

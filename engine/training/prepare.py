@@ -39,9 +39,8 @@ from engine.runfolder.resume import ResumePoint
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.placement import Placement
 from engine.system.progress import Progress
-from engine.training.context import Learner, Origin, Run
+from engine.training.context import Origin, Run, learners_of
 from engine.training.objective import class_prompt
-from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.training.placement import kernels_of, make_encoder, place, plan_before, running_before
 from engine.wan.attention import Attention
 from engine.weights.base_model import BaseModel, find_base_model
@@ -151,7 +150,7 @@ def prepare(
         placement = planning.placed(placement)
         for expert, start in loras.starts.items():
             talk.info(*take_over(start, expert, experts.parameters[expert], experts.scaling(expert)))
-        learners = _learners(own, experts)
+        learners = learners_of(own, experts, placement)
 
     sampler = BatchSampler(items, job.training.batch_size, job.job.seed, turn_of(job))
     run = Run(
@@ -392,18 +391,6 @@ def _token_split(job: Job, team: Team, items: list[Item], base: BaseModel) -> To
 
 def _shared_encodes(team: Team, sampler: BatchSampler, placement: Placement) -> SharedEncodes:
     return SharedEncodes(sampler, placement.device, team.part.seat, exchange=team.exchange_clip, hand=team.hand)
-
-
-def _learners(job: Job, experts: Experts) -> dict[Expert, Learner]:
-    """The learning side of each expert that trains."""
-    return {
-        expert: Learner(
-            parameters,
-            build_optimizer(job.training, parameter_groups(parameters, experts.layers[expert])),
-            Ema(job.training.ema_decay, parameters) if job.training.ema else None,
-        )
-        for expert, parameters in experts.parameters.items()
-    }
 
 
 def all_texts(job: Job, items: list[Item]) -> set[str]:
