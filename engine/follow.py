@@ -85,7 +85,9 @@ def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Fa
                 case Show():
                     if team.part.place == 0 and team.part.expert != team.parts[0].expert:
                         (learner,) = run.learners.values()
-                        team.send(learner.packed())
+                        copied = learner.copied()
+                        learner.copy.wait()
+                        team.send(copied)
                 case Measure():
                     run.job = order.job
                     with _known_to_first(team):

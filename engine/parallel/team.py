@@ -24,6 +24,7 @@ from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.refusals import JOIN, JOIN_FIRST, await_word, let_begin
 from engine.parallel.signs import HANGS_SECONDS, Signs
 from engine.runfolder.event_log import EventLog
+from engine.system.host_copy import Copied
 from presets.errors import UserError
 
 # Between two orders the others wait as long as previews take. Who dies is noticed at once all the same.
@@ -127,16 +128,19 @@ class Team:
         source = self.part.clip[place]
         self.ask(lambda: dist.broadcast(tensor, src=source, group=self.clip_group))
 
-    def send(self, packed: bytes) -> None:
-        """To the first rank, which waits for it."""
-        self.ask(lambda: dist.send_object_list([packed], dst=0, group=self._all))
+    def send(self, copied: Copied) -> None:
+        """To the first rank, which waits for it. It is there: the device has been waited for."""
+        self.ask(lambda: dist.send_object_list([copied.outline, copied.flat.numel()], dst=0, group=self._all))
+        self.ask(lambda: dist.send(copied.flat, dst=0, group=self._all))
 
-    def receive(self, rank: int) -> bytes:
-        """What a rank sends to the first, which calls this."""
-        told: list[Any] = [None]
+    def receive(self, rank: int, room: Callable[[int], torch.Tensor]) -> Copied:
+        """What a rank sends to the first, which calls this; `room` gives it so many bytes."""
+        told: list[Any] = [None, None]
         self.ask(lambda: dist.recv_object_list(told, src=rank, group=self._all))
-        packed: bytes = told[0]
-        return packed
+        outline, size = told
+        flat = room(size)
+        self.ask(lambda: dist.recv(flat, src=rank, group=self._all))
+        return Copied(outline, flat)
 
     @contextmanager
     def at_work(self, order: Order) -> Iterator[None]:

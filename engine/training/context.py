@@ -3,11 +3,10 @@
 Made by engine.training.prepare; how its experts lie in memory is changed by engine.training.placement alone.
 """
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from engine.parallel.team import Team
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
-from engine.system.host_copy import HostCopy, with_tensors
+from engine.system.host_copy import Copied, HostCopy, bytes_to_copy
 from engine.system.placement import Placement
 from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.weights.base_model import BaseModel
@@ -55,32 +54,19 @@ class Learner:
         """The LoRA tensors without their gradients; they follow the training."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
-    def packed(self) -> bytes:
-        """All that it has learnt, for `unpack` of the same learner in another process."""
-        file = io.BytesIO()
-        average = self.ema.average if self.ema else None
-        torch.save({"lora": self.values, "optimizer": self.optimizer.state_dict(), "ema": average}, file)
-        return file.getvalue()
-
-    def unpack(self, packed: bytes) -> None:
-        state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
-        self.load(state["lora"], state["optimizer"], state["ema"])
-
-    def copied(self) -> dict[str, Any]:
-        """All that it has learnt, copied into the host's memory, for `put_back`; the next copy takes its place. Raises
-        HostMemoryRefused."""
+    def copied(self) -> Copied:
+        """All that it has learnt, copied into the host's memory, for `put_back`, here or of the same learner in another
+        process; the next copy takes its place. Raises HostMemoryRefused."""
         learnt = {
             "values": self.values,
             "optimizer": self.optimizer.state_dict(),
             "average": self.ema.average if self.ema else None,
         }
-        copied: dict[str, Any] = self.copy.take(learnt)
-        return copied
+        return self.copy.take(learnt)
 
-    def put_back(self, copied: dict[str, Any]) -> None:
-        if self.copy.pinned:
-            torch.cuda.synchronize()
-        self.load(**with_tensors(copied, torch.clone))  # an optimizer may keep what it loads
+    def put_back(self, copied: Copied) -> None:
+        # an optimizer on the CPU keeps the very tensors that it loads
+        self.load(**replace(copied, flat=copied.flat if self.copy.pinned else copied.flat.clone()).state())
 
     def load(
         self, values: dict[str, torch.Tensor], optimizer: dict[str, Any], average: dict[str, torch.Tensor] | None
@@ -99,7 +85,9 @@ def learners_of(job: Job, experts: Experts, placement: Placement) -> dict[Expert
         optimizer = build_optimizer(training, parameter_groups(parameters, experts.layers[expert]))
         ema = Ema(training.ema_decay, parameters) if training.ema else None
         count = sum(p.numel() for p in parameters.values())
-        most = count * (4 * (2 if ema else 1) + OPTIMIZER_BYTES[training.optimizer])
+        # of a LoRA's tensor the optimizer keeps two as large, and one that counts
+        tensors = len(parameters) * (5 if ema else 4)
+        most = bytes_to_copy(tensors, count * (4 * (2 if ema else 1) + OPTIMIZER_BYTES[training.optimizer]))
         out[expert] = Learner(parameters, optimizer, ema, HostCopy(pinned=placement.pinned, least=most))
     return out
 
@@ -164,7 +152,8 @@ class Run:
         other = next(part for part in team.parts if part.expert != team.part.expert)
         assert other.expert is not None
         with team.at_work(Show()):
-            self.learners[other.expert].unpack(team.receive(other.ranks[0]))
+            learner = self.learners[other.expert]
+            learner.put_back(team.receive(other.ranks[0], learner.copy.room))
         self.apart = False
 
 

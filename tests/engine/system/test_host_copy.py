@@ -25,17 +25,17 @@ def same(a, b) -> bool:
 
 def test_a_copy_is_the_state_as_it_was():
     here = state()
-    copied = HostCopy(pinned=False).take(here)
+    copied = HostCopy(pinned=False).take(here).state()
     here["state"][0]["step"].add_(1)
     assert same(copied, state()) and not same(copied, here)
 
 
 def test_the_next_copy_takes_the_place_of_the_one_before_and_may_be_larger():
     copies = HostCopy(pinned=False, least=1000)
-    first = copies.take(state())
-    again = copies.take(state(scale=2.0))
+    first = copies.take(state()).state()
+    again = copies.take(state(scale=2.0)).state()
     assert same(again, state(scale=2.0)) and same(first, again)
-    more = copies.take({"first": state(), "more": torch.ones(5000)})
+    more = copies.take({"first": state(), "more": torch.ones(5000)}).state()
     assert same(more, {"first": state(), "more": torch.ones(5000)}) and same(again, state(scale=2.0))
 
 
@@ -57,7 +57,7 @@ def test_memory_that_may_not_be_locked_is_taken_unlocked(monkeypatch):
         return plain(size, pinned=False)
 
     monkeypatch.setattr(host_copy, "host_buffer", refused)
-    assert same(HostCopy(pinned=True).take(state()), state())
+    assert same(HostCopy(pinned=True).take(state()).state(), state())
     monkeypatch.setattr(host_copy, "host_buffer", lambda size, pinned: plain(2**60, pinned=False))
     copies = HostCopy(pinned=True)
     for _ in range(2):
