@@ -330,6 +330,10 @@ STEPS: dict[str, list[Step]] = {
         _now(H200_FLASH4, MIDDLE, replace(KEPT_LEAN, kept=34), 67.64, 68.04, 1.311, 0.437),
         _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.40, 5.77, 1.474, 0.442),
     ],
+    "2026-11-29-nobody-waits": [
+        _now(H200_FLASH4, MIDDLE, KEPT_LEAN, 75.32, 75.68, 1.282, 0.441),
+        _now(H200_FLASH4, MIDDLE, replace(STREAMED, save_hidden=True), 5.40, 5.81, 1.462),
+    ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [
         Step(card=H200_FLASH4, clip=SHORT, plan=plan, seconds=seconds, only_blocks=True, code=ZEROS)
