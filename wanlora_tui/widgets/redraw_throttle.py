@@ -101,6 +101,34 @@ class Answers(Horizontal):
         return _BesideOrBelow()
 
 
+class Rest:
+    """Calls once nobody has asked for it for some seconds. A timer of Textual's is a task, which to stop and to start
+    anew at each key costs as much as a row of a form."""
+
+    def __init__(self, owner: MessagePump, call: Callable[[], None], seconds: float) -> None:
+        self._owner, self._call, self.seconds = owner, call, seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_waited_for(self) -> bool:
+        return self._timer is not None
+
+    def ask(self) -> None:
+        self.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self.seconds, self._owner.call_later, self.now)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def now(self) -> None:
+        """Call at once, if it was asked for."""
+        if self._timer is not None:
+            self.cancel()
+            self._call()
+
+
 class Throttle:
     """`ask` draws at once after a quiet time, else once at the end of the current interval: the last state is always
     drawn."""
