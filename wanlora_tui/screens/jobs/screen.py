@@ -27,7 +27,6 @@ from wanlora_tui.screens.jobs.detail import JobDetail, facts_below
 from wanlora_tui.screens.jobs.requests import possible
 from wanlora_tui.screens.jobs.table import JobTable, Rows
 from wanlora_tui.terminal.desktop import can_open, open_folder
-from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
@@ -58,7 +57,7 @@ class FilterInput(OneLine):
     BINDINGS = bindings("jobs.unfilter")
 
 
-class JobsScreen(FirstLayout, JobCopies):
+class JobsScreen(JobCopies, FirstLayout):
     """Renders a JobList; sends what is asked of a job, and of its place."""
 
     HELP_GROUP = "jobs"
@@ -76,7 +75,6 @@ class JobsScreen(FirstLayout, JobCopies):
 
     def __init__(self, client: Client, job_list: JobList, *, link: Link = no_link) -> None:
         super().__init__(client, job_list)
-        self._compositor = SparingCompositor()
         self._link = link
         self._order, self._filter = ORDERS[0], ""
         self._wanted = -1  # the job that the cursor goes to as soon as it is listed

@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -22,7 +23,6 @@ from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.checking import Checked
-from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.screens.frame.field_search import FieldSearch, made
 from wanlora_tui.screens.frame.help_area import HelpingScreen
 from wanlora_tui.screens.frame.layout import LAYOUT
@@ -44,6 +44,7 @@ from wanlora_tui.screens.wizard.submitting import LaunchingScreen
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.long_table import LongTable
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
 SETTLED = 0.3  # seconds that Textual takes to scroll to what has got the focus
@@ -59,7 +60,7 @@ PANES = {"kind": KindPane, "prompts": PromptsPane, "review": ReviewPane}
 CLIP_PANES = {"clips": ClipsPane, "captions": CaptionsPane}
 
 
-class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
+class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen[Any]):
     """Dismisses with the job that the daemon has accepted, or with None.
 
     Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
