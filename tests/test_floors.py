@@ -53,7 +53,7 @@ ROOMS = {
                            transfer widgets
         screens.jobs    -> actions draft feeds output screens terminal widgets
         screens.wizard  -> actions draft feeds output screens screens.frame widgets
-        screens.frame   -> actions draft output terminal widgets
+        screens.frame   -> actions draft output widgets
         screens         -> actions feeds film output plot terminal transfer widgets
         plot            -> actions output widgets
         widgets         -> actions draft feeds output styled_once terminal

@@ -12,7 +12,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -27,7 +26,7 @@ from wanlora_tui.film.shots import Column, Shot, Shots
 from wanlora_tui.screens.copying import copy_path
 from wanlora_tui.transfer.pictures import Pictures
 from wanlora_tui.widgets.fitting_footer import FittingFooter
-from wanlora_tui.widgets.redraw_throttle import Changed
+from wanlora_tui.widgets.redraw_throttle import Changed, SparingScreen
 
 SECONDS = 2.0  # between two looks for new files
 MOST = 6  # side by side
@@ -48,7 +47,7 @@ class Panes(Container):
         self.post_message(self.Resized())
 
 
-class CompareScreen(Plays, Screen[At | None]):
+class CompareScreen(Plays, SparingScreen[At | None]):
     """Answers with what was chosen last. `at`: what to begin with, the newest when left out; `playhead`: another
     screen's, to go on with."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
-from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -24,12 +23,12 @@ from wanlora_tui.screens.compare import FILM_KEYS, SECONDS, At, CompareScreen, P
 from wanlora_tui.screens.copying import copy_path
 from wanlora_tui.transfer.pictures import Pictures
 from wanlora_tui.widgets.fitting_footer import FittingFooter
-from wanlora_tui.widgets.redraw_throttle import Changed
+from wanlora_tui.widgets.redraw_throttle import Changed, SparingScreen
 
 SPARE = ("film.on", "sheet.smaller", "sheet.larger", "sheet.compare")  # of the footer, where there is little room
 
 
-class ContactSheet(Plays, Screen[At | None]):
+class ContactSheet(Plays, SparingScreen[At | None]):
     """Keys move the cursor and scroll; Enter or a click opens the one under it."""
 
     HELP_GROUP = "sheet"

@@ -30,7 +30,6 @@ from wanlora_tui.screens.log import LogScreen
 from wanlora_tui.terminal.desktop import can_open, open_folder
 from wanlora_tui.terminal.pictures import Drawer, drawer
 from wanlora_tui.terminal.rows import Rows
-from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.transfer.here import HereFiles
 from wanlora_tui.transfer.messages import Files
 from wanlora_tui.transfer.pictures import HerePictures, Pictures
@@ -54,7 +53,7 @@ PANES = ("plot", "preview", "log", "files")
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
 
-class DashboardScreen(FirstLayout, RunCommands):
+class DashboardScreen(RunCommands, FirstLayout):
     """Renders a ShownRun. `client` is None for a recorded run, which takes no commands."""
 
     HELP_GROUP = "dashboard"
@@ -100,7 +99,6 @@ class DashboardScreen(FirstLayout, RunCommands):
         files: Callable[[], Files] = HereFiles,
     ) -> None:
         super().__init__(run, client, fetch)
-        self._compositor = SparingCompositor()
         self._image, self._host, self._link = image, host, link
         self._pictures, self._cost, self._files = pictures or HerePictures(), cost or FREE, files
         self._pane = "plot"

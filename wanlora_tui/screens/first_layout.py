@@ -1,9 +1,9 @@
 """A screen whose first layout is already that of the terminal's size."""
 
-from wanlora_tui.widgets.redraw_throttle import DrawnBelow
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 
-class FirstLayout(DrawnBelow[None]):
+class FirstLayout(SparingScreen[None]):
     """Textual lays a screen out before it sets the classes of its breakpoints: a wide terminal would show the narrow
     one for a frame, and all would be styled, laid out and drawn twice."""
 

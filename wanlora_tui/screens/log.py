@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from textual import on, work
 from textual.app import ComposeResult
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Input
 from textual.worker import Worker, get_current_worker
 
@@ -31,6 +30,7 @@ from wanlora_tui.transfer.tail import TextTail, attempt_log
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.phase_bar import TitleLine
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 LOOK_SECONDS = 1.0  # between two looks for more
 MOST_LINES = 20_000  # of a trainer's output that are kept; the file has all
@@ -50,7 +50,7 @@ class Tailed(Message):
     problem: str = ""
 
 
-class LogScreen(Screen[None]):
+class LogScreen(SparingScreen[None]):
     """`run` is followed by the screen below this one. `files` opens a way to the files of the job's machine, `link`
     tells what is wrong with the connection to it."""
 

@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.content import Content
 from textual.geometry import Size
 from textual.message import Message
 from textual.reactive import Reactive
@@ -105,8 +106,6 @@ class FieldInput(Vertical):
         color: $text-muted;
     }
     FieldInput .field-note.-usual { min-width: 18; }
-    FieldInput .field-note.-recommended { color: $text-success; }
-    FieldInput .field-note.-changed { color: $text-warning; }
     FieldInput .field-error { display: none; color: $text-error; height: auto; padding-left: 2; }
     FieldInput .field-error.-wrong { display: block; }
     FieldInput:focus-within .field-label { text-style: bold; color: $text-primary; }
@@ -148,7 +147,7 @@ class FieldInput(Vertical):
         self.placeholder = placeholder  # what an empty input stands for
         self.meaning = meaning  # what comes of a value that is left to the planner
         self.error = ""
-        self._note = self._problem = ""
+        self._note, self._problem = ("", ""), ""  # the note with its style
         self._marked: tuple[Any, ...] | None = None  # what the note was made of
         self._found = ""  # what is wrong with a value that can be one
         self._on_the_way = 0  # changes posted and not yet taken in
@@ -340,9 +339,16 @@ class FieldInput(Vertical):
             return
         self._marked = state
         same = self.value == self.recommended
-        # on the note alone: a class of the row would be looked up for all that is in it
-        self._note_place.set_class(not self.error and same and bool(self.reason), "-recommended")
-        self._note_place.set_class(not self.error and not same and self.reason is not None, "-changed")
+        # not by a class: that has the note's styles looked up at a key
+        style = (
+            ""
+            if self.error or self.reason is None
+            else "$text-warning"
+            if not same
+            else "$text-success"
+            if self.reason
+            else ""
+        )
         if self.error:
             note = f"{WRONG} not valid"
         elif self.meaning and self.value in LEFT_OPEN:
@@ -355,10 +361,10 @@ class FieldInput(Vertical):
         else:
             wanted = value_text(self.recommended) or "empty"
             note = f"{CHANGED} yours" + (f", {RECOMMENDED} {wanted}" if len(wanted) <= 12 else "")
-        if note != self._note:
-            before, self._note = cell_len(self._note), note
+        if (note, style) != self._note:
+            before, self._note = cell_len(self._note[0]), (note, style)
             room = self._note_width
-            self._note_place.update(note, layout=max(cell_len(note), room) != max(before, room))
+            self._note_place.update(Content.styled(note, style), layout=max(cell_len(note), room) != max(before, room))
 
     def help_title(self) -> str:
         return f"{self.field.label} · {self.path}"

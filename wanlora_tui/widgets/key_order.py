@@ -5,6 +5,9 @@ up. Keys that come faster than that overtake it: the letters typed after Tab rea
 leave, and those typed after Backspace are there before it deletes. Here the next key is held back until the one before
 it is done, with what it has set off: messages that open a form, or move the focus into it. A screen that opens is
 waited for too, but not by who wants to leave.
+
+Mostly all who may have something to do with a key are at rest after some turns of the loop. Only else a message follows
+it, from the focused widget up to the app: one for each of them, which costs more than all that a letter does.
 """
 
 import asyncio
@@ -15,6 +18,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from textual import events, on
+from textual._queue import Queue
+from textual.dom import DOMNode
 from textual.message import Message
 from textual.message_pump import MessagePump
 
@@ -23,6 +28,8 @@ from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
 PATIENCE = 5.0  # seconds for a widget that hangs
 LOOK = 0.1  # seconds between two looks at the widget: one that has been removed never says that it is done
+TURNS = 150  # of the loop, in which most keys are done with all that they set off
+CALM = 4  # turns without anything to do: a worker that a key has started may open a dialog in the second
 # Times that one key is followed from the focused widget up to the app. What a message sets off waits one round later.
 ROUNDS = 12
 
@@ -33,6 +40,12 @@ class Opening(Protocol):
 
     @property
     def takes_keys(self) -> bool: ...
+
+
+def _rests(pump: MessagePump) -> bool:
+    """It has handled all that it was sent, and waits for more."""
+    queue: Queue[Message | None] = pump._message_queue
+    return bool(queue.ready_event._waiters) and not queue.values and pump._pending_message is None
 
 
 class KeysInOrder(StyledOnce, SafelyDrawn):
@@ -60,10 +73,11 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self.taken_at = float("-inf")  # when the last key was, monotonic
         self._under_way: events.Event | None = None
         self._followed: MessagePump = self  # the widget that the last `Done` set out from
+        self._concerned: list[DOMNode] = []  # all from there up to the app
         self._opening: object = None  # the screen that keys wait for, or did in vain
         self._opening_looks = 0  # at that screen, left for all keys together
         self._awaits_screen = False  # what is under way has not been handed on yet
-        self._rounds = self._looks = 0
+        self._rounds = self._looks = self._turns = self._calm = 0
         self._held = deque[events.Event]()
         self._patience: asyncio.TimerHandle | None = None
         self._afterwards: list[Callable[[], object]] = []
@@ -88,6 +102,8 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
 
     async def _take(self, event: events.Event) -> None:
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
+        self._turns = self._calm = 0
+        self._concerned = []
         self.taken_at = time.monotonic()
         if self._still_opens() and not self._is_urgent(event):
             self._await_screen(event)
@@ -144,7 +160,26 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._awaits_screen = False
         target = self.focused or self.screen
         await super().on_event(event)
-        self._follow(event, target if event.is_forwarded else self.focused or self.screen)
+        self._turn(event, target if event.is_forwarded else self.focused or self.screen)
+
+    def _turn(self, event: events.Event, target: DOMNode) -> None:
+        """Look at each turn of the loop whether the key is done: all from the focused widget up to the app are at rest,
+        and stay so."""
+        if event is not self._under_way or not self.screen_stack:
+            return
+        here: DOMNode = self.focused or self.screen
+        if here is not self._followed or not self._concerned:
+            self._followed, self._concerned = here, [*here.ancestors_with_self]
+            if target is not here and target.is_attached:
+                self._concerned += target.ancestors_with_self
+        self._turns += 1
+        self._calm = self._calm + 1 if all(map(_rests, self._concerned)) else 0
+        if self._calm == CALM:
+            self.post_message(self.Done(event))
+        elif self._turns < TURNS:
+            asyncio.get_running_loop().call_soon(self._turn, event, target)
+        else:
+            self._follow(event, target)
 
     def _follow(self, event: events.Event, target: MessagePump) -> None:
         """Send a `Done` after what was posted to the target, and wait for it as long as the target is there."""

@@ -4,6 +4,7 @@ answers."""
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from textual import events
@@ -14,12 +15,15 @@ from textual.layouts.horizontal import HorizontalLayout
 from textual.layouts.vertical import VerticalLayout
 from textual.message import Message
 from textual.message_pump import MessagePump
+from textual.reactive import Reactive
 from textual.screen import ModalScreen, Screen, ScreenResultType
 from textual.widget import Widget
 
+from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.widgets.key_order import KeysInOrder
 
 SECONDS = 0.2  # between two drawings
+HELD = 0.05  # seconds that what has changed waits for the end of a key, or of keys typed ahead
 OPENS = 0.1  # seconds after which a dialog is drawn, also when what has opened it still goes on
 
 
@@ -45,6 +49,39 @@ class DrawnBelow(Screen[ScreenResultType]):
         super()._compositor_refresh()
         if self is not self.app.screen:
             self._repaint_required = False  # what has changed is drawn by the dialog
+
+
+class SparingScreen(DrawnBelow[ScreenResultType]):
+    """Of what a key sets off one picture is drawn, once all of it is there.
+
+    Textual draws as soon as anything has changed, and again when the messages of the same key have changed more. How
+    little is drawn, is wanlora_tui.terminal.sparing_compositor's.
+    """
+
+    # who loses the focus and who gets it draw themselves; Textual would draw all of the screen anew
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._compositor = SparingCompositor()
+        self._held_since: float | None = None
+
+    def draw(self) -> None:
+        """Lay out and draw what is there by now, ahead of the rest of what a key sets off."""
+        self._layout_required = True
+        super()._on_timer_update()
+
+    def _on_timer_update(self) -> None:
+        app = self.app
+        if isinstance(app, KeysInOrder) and app.is_taking and self.is_current:
+            now = time.monotonic()
+            if self._held_since is None:
+                self._held_since = now
+                app.afterwards(partial(self.call_later, self._on_timer_update))
+            if now - self._held_since < HELD:
+                return  # the timer that has called this goes on
+        self._held_since = None
+        super()._on_timer_update()
 
 
 class Dialog(ModalScreen[ScreenResultType], DrawnBelow[ScreenResultType]):
@@ -99,6 +136,34 @@ class Answers(Horizontal):
     @property
     def layout(self) -> Layout:
         return _BesideOrBelow()
+
+
+class Rest:
+    """Calls once nobody has asked for it for some seconds. A timer of Textual's is a task, which to stop and to start
+    anew at each key costs as much as a row of a form."""
+
+    def __init__(self, owner: MessagePump, call: Callable[[], None], seconds: float) -> None:
+        self._owner, self._call, self.seconds = owner, call, seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_waited_for(self) -> bool:
+        return self._timer is not None
+
+    def ask(self) -> None:
+        self.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self.seconds, self._owner.call_later, self.now)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def now(self) -> None:
+        """Call at once, if it was asked for."""
+        if self._timer is not None:
+            self.cancel()
+            self._call()
 
 
 class Throttle:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import pytest
 from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -11,7 +12,8 @@ from textual.widgets import Input
 
 from tests.helpers.interface.wizard_pilot import type_ahead, until
 from tests.helpers.waiting import PATIENCE, until_async
-from wanlora_tui.widgets.key_order import LOOK, KeysInOrder
+from wanlora_tui.widgets import key_order
+from wanlora_tui.widgets.key_order import LOOK, TURNS, KeysInOrder
 
 
 class Stuck(Input):
@@ -49,6 +51,36 @@ class Form(KeysInOrder):
     async def action_drop(self) -> None:
         assert self.focused is not None
         await self.focused.remove()
+
+
+class Followed(Input):
+    """Counts the messages that follow a key."""
+
+    followed = 0
+
+    def on_keys_in_order_done(self) -> None:
+        self.followed += 1
+
+
+async def test_a_letter_is_followed_by_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = Followed()
+    app = Form(field)
+    async with app.run_test() as pilot:
+        monkeypatch.setattr(key_order, "TURNS", TURNS)
+        type_ahead(app, "abc")
+        await until(pilot, lambda: field.value == "abc" and not app.is_taking, "the letters")
+        assert not field.followed
+        monkeypatch.setattr(key_order, "TURNS", 0)
+        type_ahead(app, "d")
+        await until(pilot, lambda: field.value == "abcd" and not app.is_taking, "the letter")
+        assert field.followed
+
+
+@pytest.fixture(params=["by turns", "by messages"], autouse=True)
+def followed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of both ways to find out that a key is done must do for all of them."""
+    if request.param == "by messages":
+        monkeypatch.setattr(key_order, "TURNS", 0)
 
 
 async def test_a_paste_waits_for_the_keys_before_it() -> None:

@@ -10,9 +10,9 @@ from textual.widgets import Input
 
 from tests.helpers.interface.drawn import Drawn, settled, stale
 from tests.helpers.interface.wizard_pilot import screen_text
-from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.widgets.key_order import KeysInOrder
 from wanlora_tui.widgets.long_table import Column, LongTable
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 
 class Numbers(LongTable):
@@ -135,7 +135,7 @@ class Changing(LongTable):
         return [Text(str(row)), Text(self.said[row])]
 
 
-class ChangingScreen(SparingScreen):
+class ChangingScreen(SparingScreen[None]):
     def compose(self) -> ComposeResult:
         yield Input()
         yield Changing(id="table")

@@ -10,6 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 from textual import on, work
+from textual.content import Content
 from textual.message import Message
 from textual.screen import Screen
 from textual.timer import Timer
@@ -32,6 +33,7 @@ from wanlora_tui.draft.forecast import Forecast, reckon, summary
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import fitted
 from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.redraw_throttle import Rest
 
 PAUSE = 0.25  # seconds without a change before it is reckoned
 CLOCK = 20.0  # seconds between two looks at the clock: when it is done follows it
@@ -101,11 +103,12 @@ class ForecastLine(Static):
 
     def __init__(self) -> None:
         super().__init__("", id="forecast-line", markup=False)
-        self._text = ""
+        self._text, self.is_old = "", False
 
-    def say(self, text: str) -> None:
-        if text != self._text:
-            self._text = text
+    def say(self, text: str, *, old: bool = False) -> None:
+        """Not by a class of its own when it is old: that has its styles looked up at a key."""
+        if (text, old) != (self._text, self.is_old):
+            self._text, self.is_old = text, old
             self._draw()
 
     def on_resize(self) -> None:
@@ -113,7 +116,8 @@ class ForecastLine(Static):
 
     def _draw(self) -> None:
         if self.size.width:  # else it is not shown, and drawn once it is
-            self.update(fitted(self._text, self.size.width, self.size.height), layout=False)
+            text = fitted(self._text, self.size.width, self.size.height)
+            self.update(Content.styled(text, "$text-muted italic" if self.is_old else ""), layout=False)
 
 
 class ReckoningScreen(Screen[Any]):
@@ -129,7 +133,7 @@ class ReckoningScreen(Screen[Any]):
         self.known: Facts | None = None
         self.cost = CostSettings()
         self._revision = 0
-        self._asked: Timer | None = None
+        self._pausing = Rest(self, self._ask, PAUSE)
         self._growing_old: Timer | None = None
         self._reckoning = False
         self._changing: str | None = None  # the field that is being changed
@@ -168,9 +172,7 @@ class ReckoningScreen(Screen[Any]):
             self._mark_old()
         elif self._growing_old is None:
             self._growing_old = self.set_timer(OLD, self._mark_old)
-        if self._asked is not None:
-            self._asked.stop()
-        self._asked = self.set_timer(PAUSE, self._ask)
+        self._pausing.ask()
 
     def _ask(self) -> None:
         if self._reckoning or not self.state.ready:  # one at a time: what follows asks again
@@ -221,20 +223,19 @@ class ReckoningScreen(Screen[Any]):
         self.state.held_out = event.held_out
         for row in self.rows():
             row.set_meaning(event.found.means.get(row.path, ""))
-        line = self.query_one(ForecastLine)
-        line.remove_class("-old")
-        line.set_class(bool(event.found.misfit), "problem")
-        self._say_anew()
+        self.query_one(ForecastLine).set_class(bool(event.found.misfit), "problem")
+        self._say(event.found)
         self.reckoned()
 
+    def _say(self, forecast: Forecast) -> None:
+        self.query_one(ForecastLine).say(summary(forecast, self.cost, before=self.before))
+
     def _say_anew(self) -> None:
-        line = self.query_one(ForecastLine)
-        if self.forecast is not None and not line.has_class("-old"):
-            line.say(summary(self.forecast, self.cost, before=self.before))
+        if self.forecast is not None and not self.query_one(ForecastLine).is_old:
+            self._say(self.forecast)
 
     def _mark_old(self) -> None:
         line = self.query_one(ForecastLine)
-        if not line.has_class("-old"):
-            line.add_class("-old")
+        if not line.is_old:
             text = summary(self.forecast, self.cost) if self.forecast is not None else "reckoning time and memory"
-            line.say(f"… {text}")
+            line.say(f"… {text}", old=True)

@@ -5,7 +5,6 @@ from typing import Any
 from rich.cells import cell_len
 from textual import events, on
 from textual.screen import Screen
-from textual.timer import Timer
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -14,8 +13,9 @@ from presets.text import escaped
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import STEPS, position, step_of_field
 from wanlora_tui.screens.frame.finding_text import counted, mark, marks_of_all
+from wanlora_tui.widgets.redraw_throttle import Rest
 
-REST = 0.25  # seconds without a key before the marks follow what is typed
+REST = 0.25  # seconds without a key before the step and the marks follow what is typed
 BUTTONS = (30, 24)  # columns that Back and Next take at least: on most terminals, on a narrow one
 
 
@@ -62,7 +62,7 @@ class MarkingScreen(Screen[Any]):
         self._listed: list[tuple[str, bool]] = []  # the steps as they are shown
         self._titled = self._stated = ""
         self._offered = False  # the key to what was found here
-        self._listing: Timer | None = None
+        self.resting = Rest(self, self.rested, REST)
 
     @property
     def step(self) -> str:
@@ -84,18 +84,13 @@ class MarkingScreen(Screen[Any]):
             found.setdefault(step_of_field(finding.field), []).append(finding)
         return found
 
-    def list_steps_soon(self) -> None:
-        """Once no key comes for a moment. A field says at once that what is typed is no value; list, title and footer
-        would change with every other key, and cost as much as all else that it does."""
-        if self._listing is not None:
-            self._listing.stop()
-        self._listing = self.set_timer(REST, self.list_steps)
+    def rested(self) -> None:
+        """No key has come for a moment. A field says at once that what is typed is no value; what follows from it in
+        step, list, title and footer would cost at each key more than all else that it does."""
+        raise NotImplementedError
 
     def list_steps(self) -> None:
         """Each step with its mark, in the list and, for the one in view, in the title."""
-        if self._listing is not None:
-            self._listing.stop()
-            self._listing = None
         state, place, found = self.state, position(self.step), self._found()
         marks = [mark(found.get(s.name, ())) or complete(state, s.name, self.step, self.findings) for s in STEPS]
         steps = self.query_one("#steps", OptionList)
@@ -141,4 +136,6 @@ class MarkingScreen(Screen[Any]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action != "findings":
             return super().check_action(action, parameters)
-        return self._offered if self._listing is None else bool(self.found_at(self.step))  # typed right behind a value
+        return (
+            self._offered if not self.resting.is_waited_for else bool(self.found_at(self.step))
+        )  # typed right behind a value

@@ -7,7 +7,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import Input, Static
 
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
@@ -27,7 +27,6 @@ from wanlora_tui.screens.jobs.detail import JobDetail, facts_below
 from wanlora_tui.screens.jobs.requests import possible
 from wanlora_tui.screens.jobs.table import JobTable, Rows
 from wanlora_tui.terminal.desktop import can_open, open_folder
-from wanlora_tui.terminal.sparing_compositor import SparingCompositor
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
@@ -58,7 +57,7 @@ class FilterInput(OneLine):
     BINDINGS = bindings("jobs.unfilter")
 
 
-class JobsScreen(FirstLayout, JobCopies):
+class JobsScreen(JobCopies, FirstLayout):
     """Renders a JobList; sends what is asked of a job, and of its place."""
 
     HELP_GROUP = "jobs"
@@ -76,7 +75,6 @@ class JobsScreen(FirstLayout, JobCopies):
 
     def __init__(self, client: Client, job_list: JobList, *, link: Link = no_link) -> None:
         super().__init__(client, job_list)
-        self._compositor = SparingCompositor()
         self._link = link
         self._order, self._filter = ORDERS[0], ""
         self._wanted = -1  # the job that the cursor goes to as soon as it is listed
@@ -92,7 +90,7 @@ class JobsScreen(FirstLayout, JobCopies):
         yield Static(id="jobs-title")
         yield FilterInput(placeholder="part of a name or state", compact=True, id="jobs-filter")
         with Horizontal(id="jobs-body"):
-            yield JobTable(cursor_type="row", cell_padding=1, zebra_stripes=False, id="jobs-table")
+            yield JobTable(id="jobs-table")
             yield JobDetail(id="job-beside")
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
@@ -128,10 +126,12 @@ class JobsScreen(FirstLayout, JobCopies):
         self._render_keys()
 
     def _say(self, selector: str, content: str | Text) -> None:
-        """Only what has changed is laid out anew."""
-        if self._said.get(selector) != content:
+        """Only what has changed is drawn, and laid out anew where it has more or fewer lines."""
+        before = self._said.get(selector)
+        if before != content:
             self._said[selector] = content
-            self.query_one(selector, Static).update(content)
+            others = before is None or str(before).count("\n") != str(content).count("\n") or not str(before)
+            self.query_one(selector, Static).update(content, layout=others or not str(content))
 
     # --- rendering ---------------------------------------------------------------------------------------------
 
@@ -143,6 +143,7 @@ class JobsScreen(FirstLayout, JobCopies):
         self.query_one("#jobs-body").display = not empty
         self.query_one(FilterInput).display = bool(self._filter) or self.query_one(FilterInput).has_focus
         at = self._wanted if any(r.id == self._wanted for r in records) else self._current_id()
+        self._rows.forget_others(self._job_list.records)
         self._rows.show(records, self._job_list.views, at)
         self._wanted = -1 if at == self._wanted else self._wanted
         self._render_title(len(records))
@@ -240,12 +241,12 @@ class JobsScreen(FirstLayout, JobCopies):
             self._problem, self._looked_up = str(e), (record.id, -1)  # asked again with the next tick
         self._render_detail()
 
-    @on(DataTable.RowHighlighted)
+    @on(JobTable.Highlighted)
     def _row_moved(self) -> None:
         self._render_detail()
         self._render_keys()
 
-    @on(DataTable.RowSelected)
+    @on(JobTable.Chosen)
     def _row_clicked(self) -> None:
         self.action_open_job()
 
@@ -318,9 +319,9 @@ class JobsScreen(FirstLayout, JobCopies):
     def action_sort_jobs(self) -> None:
         self._sort(ORDERS[(ORDERS.index(self._order) + 1) % len(ORDERS)])
 
-    @on(DataTable.HeaderSelected)
-    def _header_clicked(self, event: DataTable.HeaderSelected) -> None:
-        order = SORTS.get(str(event.column_key.value), ORDERS[0])
+    @on(JobTable.HeadingClicked)
+    def _heading_clicked(self, event: JobTable.HeadingClicked) -> None:
+        order = SORTS.get(event.column, ORDERS[0])
         self._sort(ORDERS[0] if order == self._order else order)
 
     def _sort(self, order: str) -> None:

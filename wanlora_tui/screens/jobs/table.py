@@ -1,13 +1,14 @@
 """The table of jobs: what stands in a row, and which columns the terminal has room for."""
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 from rich.text import Text
+from textual import events
 from textual.message import Message
-from textual.widgets import DataTable
-from textual.widgets.data_table import ColumnKey, RowKey
 
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView
@@ -16,6 +17,8 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.run_times import left_text
 from wanlora_tui.output.formatting import gpus_text, seconds_each, shorten
 from wanlora_tui.output.queue_words import clock_time, speaks, standing
+from wanlora_tui.widgets import long_table
+from wanlora_tui.widgets.long_table import LongTable
 
 LEAST_NAME, USUAL_NAME, MOST_NAME = 15, 32, 64  # columns
 PADDING = 2  # of a column, both sides
@@ -45,9 +48,17 @@ NOTHING = "-"
 ETA_OR_END = "ETA/END"  # the same column, where the time of the end has none of its own
 
 
-class JobTable(DataTable[Text]):
+class JobTable(LongTable, inherit_bindings=False):
     """The table with the keys that act on the job under the cursor."""
 
+    DEFAULT_CSS = """
+    JobTable:focus, JobTable:focus .long-table--header { background-tint: $foreground 5%; }
+    JobTable .long-table--cursor { text-style: $block-cursor-text-style; }
+    JobTable .long-table--rest {
+        background: $block-cursor-blurred-background; color: $block-cursor-blurred-foreground;
+        text-style: $block-cursor-blurred-text-style;
+    }
+    """
     BINDINGS = bindings(
         "jobs.open",
         "jobs.stop",
@@ -64,30 +75,51 @@ class JobTable(DataTable[Text]):
         "jobs.folder",
         "list.down",
         "list.up",
-        "table.top",
-        "table.bottom",
+        "list.top",
+        "list.bottom",
+        "rows.down",
+        "rows.up",
+        "rows.page_down",
+        "rows.page_up",
+        "rows.top",
+        "rows.bottom",
     )
 
     class Resized(Message):
         """It has room for other columns."""
 
+    @dataclass
+    class HeadingClicked(Message):
+        """`column`: its key, as in HEADERS."""
+
+        column: str
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self.keys: list[str] = []  # of the columns
+        self.texts: Callable[[int], list[str]] = lambda row: []  # of a row, by column
+
+    def cells(self, row: int) -> list[Text]:
+        return [Text(f" {text}") for text in self.texts(row)]
+
+    def show(self, columns: list["Column"], count: int) -> None:
+        self.keys = [column.key for column in columns]
+        self.set_rows([long_table.Column(f" {c.header}", c.width + PADDING - 1) for c in columns], count)
+
+    def _ground(self, row: int) -> str:
+        ground = super()._ground(row)
+        return ground if ground != "long-table--odd" else ""  # no stripes
+
     def on_resize(self) -> None:
-        self._clear_caches()  # rows are kept as wide as they were drawn
-        self.refresh()
+        super().on_resize()
         self.post_message(self.Resized())
 
-    def change_row(self, key: str, cells: dict[str, Text]) -> None:
-        """Give a row other cells of the same widths. DataTable's own `update_cell` draws every row in view anew; here
-        what is kept of this one alone is forgotten."""
-        row = RowKey(key)
-        self._data[row].update((ColumnKey(column), cell) for column, cell in cells.items())
-        caches: tuple[Any, ...] = (self._cell_render_cache, self._row_render_cache)  # both by the row first
-        for cache in caches:
-            for kept in [k for k in cache.keys() if k[0] == row]:  # noqa: SIM118  (it is no dict)
-                cache.discard(kept)
-        self._row_renderable_cache.discard((self._update_count, self.get_row_index(key)))
-        self._line_cache.clear()
-        self.refresh_row(self.get_row_index(key))
+    def on_click(self, event: events.Click) -> None:
+        super().on_click(event)
+        event.prevent_default()  # the same of the base class, a second time
+        ends = accumulate(width + 1 for width in self.widths())
+        if event.y == 0 and (column := next((k for k, end in zip(self.keys, ends, strict=True) if event.x < end), "")):
+            self.post_message(self.HeadingClicked(column))
 
 
 class Column(NamedTuple):
@@ -185,65 +217,58 @@ class Rows:
         self._width = 0  # that they were chosen for
         self._seen = dict.fromkeys(HEADERS, 0)  # how wide a cell may be before they are chosen anew
 
+    def forget_others(self, jobs: Collection[int]) -> None:
+        """But not those that a filter hides: the next letter may bring hundreds of them back."""
+        if len(self._cells) > len(jobs):
+            self._cells = {job: cells for job, cells in self._cells.items() if job in jobs}
+            self._stamps = {job: stamp for job, stamp in self._stamps.items() if job in jobs}
+
     def show(self, records: list[JobRecord], views: dict[int, RunView], at: int) -> None:
         """`at`: the job that the cursor goes to, or stays on; where it is gone, the next one after it that is there."""
         now, today, changed = time.time(), time.localtime().tm_yday, []
-        stamps: dict[int, tuple[object, ...]] = {}
         for r in records:
             view = views.get(r.id)
             stamp = (r.revision, r.state, r.position, r.step, view.last_seq if view else -1, today)
-            stamps[r.id] = stamp
             if self._stamps.get(r.id) != stamp:
+                self._stamps[r.id] = stamp
                 cells = cells_of(r, view, now)
                 if cells != self._cells.get(r.id):
                     self._cells[r.id] = cells
                     changed.append(r.id)
-        self._stamps = stamps
-        if len(self._cells) > len(records):
-            self._cells = {r.id: self._cells[r.id] for r in records}
         order = [r.id for r in records]
+        shown = [self._cells[job] for job in order]
         columns = self._columns
         width = self._table.size.width or self._table.screen.size.width
         others = order != self.order or width != self._width
         if others or any(map(self._outgrows, changed)):
             self._width = width
             # of other rows, or in another room, it does not matter what was there before
-            columns = layout(self._cells.values(), width, () if others else self._columns)
+            columns = layout(shown, width, () if others else self._columns)
             # of a column that nobody needed any more, and has gone, nothing is known that it could come back by
             kept = {column.key: column.width for column in columns}
-            self._seen = {
-                key: max((kept.get(key, 0), *(_length(cells[key]) for cells in self._cells.values())))
-                for key in HEADERS
-            }
+            self._seen = {key: max((kept.get(key, 0), *(_length(cells[key]) for cells in shown))) for key in HEADERS}
         if order != self.order or columns != self._columns:
-            self._draw_all(order, columns, _nearest(at, self.order, order))
+            at = _nearest(at, self.order, order)
+            self.order, self._columns = order, columns
+            self._table.texts = self._texts
+            self._table.show(columns, len(order))
+            self._table.move_cursor(order.index(at) if at in order else 0)
             return
-        for job in changed:
-            self._table.change_row(str(job), {column.key: self._cell(job, column) for column in columns})
-        if at in order and order.index(at) != self._table.cursor_row:
-            self._table.move_cursor(row=order.index(at), animate=False)
+        if changed:
+            self._table.draw_changed()
+        if at in order:
+            self._table.move_cursor(order.index(at))
 
     def _outgrows(self, job: int) -> bool:
         """Whether a cell is wider than its column, or than any was where there is no such column."""
         return any(_length(text) > self._seen[key] for key, text in self._cells[job].items())
 
-    def _draw_all(self, order: list[int], columns: list[Column], at: int) -> None:
-        table = self._table
-        anew = columns != self._columns
-        table.clear(columns=anew)
-        if anew:
-            self._columns = columns
-            for column in columns:
-                table.add_column(column.header, key=column.key, width=column.width)
-        for job in order:
-            table.add_row(*(self._cell(job, column) for column in columns), key=str(job))
-        self.order = order
-        if at in order:
-            table.move_cursor(row=order.index(at), animate=False)
+    def _texts(self, row: int) -> list[str]:
+        cells = self._cells[self.order[row]]
+        return [self._text(cells, column) for column in self._columns]
 
-    def _cell(self, job: int, column: Column) -> Text:
-        cells = self._cells[job]
+    def _text(self, cells: dict[str, str], column: Column) -> str:
         text = cells[column.key]
         if text == NOTHING and column.header == ETA_OR_END:
             text = cells["finished"]
-        return Text(shorten(text, column.width) if column.key == "name" else text, no_wrap=True)
+        return shorten(text, column.width) if column.key == "name" else text

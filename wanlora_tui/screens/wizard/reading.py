@@ -31,6 +31,7 @@ from wanlora_tui.widgets.key_order import KeysInOrder
 
 IDLE = 2.0  # seconds without a key before garbage is looked for
 NEVER = 1_000_000_000
+PROGRESS = 0.25  # seconds between two looks at how far a scan is
 REST = 0.4  # seconds without another clip left out before what is recommended follows
 
 
@@ -105,6 +106,17 @@ class ReadingScreen(Screen[JobRecord | str | None]):
     def looking(self) -> bool:
         """Clips are being read, here or in the review."""
         return any(not look.ended for look in self._all_looks())
+
+    def on_mount(self) -> None:
+        self.set_interval(PROGRESS, self._show_progress)
+
+    def _show_progress(self) -> None:
+        """Not while one types: it would be a frame more for every other key."""
+        app = self.app
+        if isinstance(app, KeysInOrder) and time.monotonic() - app.taken_at < PROGRESS:
+            return
+        if self.pane is not None and self.pane.is_mounted and self.looking:
+            self.pane.show_progress()
 
     def end_looks(self) -> None:
         """End every look at clips; its threads notice it between two frames."""

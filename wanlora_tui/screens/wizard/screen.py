@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from textual import events, on, work
 from textual.app import ComposeResult
@@ -22,7 +23,6 @@ from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.checking import Checked
-from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.screens.frame.field_search import FieldSearch, made
 from wanlora_tui.screens.frame.help_area import HelpingScreen
 from wanlora_tui.screens.frame.layout import LAYOUT
@@ -44,11 +44,11 @@ from wanlora_tui.screens.wizard.submitting import LaunchingScreen
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.long_table import LongTable
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
 SETTLED = 0.3  # seconds that Textual takes to scroll to what has got the focus
 SHORT = 20  # rows below which the steps themselves scroll
-PROGRESS = 0.25  # seconds between two looks at how far a scan is
 # What the footer leaves out first, where there is no room: what has a button on its step, with the key on it
 SPARE = (
     "wizard.remove", "wizard.fill_captions", "wizard.take_back", "wizard.add_trigger", "wizard.undo", "wizard.browse",
@@ -60,7 +60,7 @@ PANES = {"kind": KindPane, "prompts": PromptsPane, "review": ReviewPane}
 CLIP_PANES = {"clips": ClipsPane, "captions": CaptionsPane}
 
 
-class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
+class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen[Any]):
     """Dismisses with the job that the daemon has accepted, or with None.
 
     Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
@@ -117,7 +117,6 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self.take_over_collector()
         self._read_machine()
         self._begin()
-        self.set_interval(PROGRESS, self._show_progress)
 
     def on_unmount(self) -> None:
         self.give_collector_back()
@@ -165,10 +164,6 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
     def focus_chain(self) -> list[Widget]:
         return [widget for widget in super().focus_chain if can_be_seen(widget)]
 
-    def _show_progress(self) -> None:
-        if self.pane is not None and self.pane.is_mounted and self.looking:
-            self.pane.show_progress()
-
     # Changes made in a step
 
     @on(FieldInput.Changed)
@@ -183,8 +178,10 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self.keep()
         if event.path.endswith(("].path", ".caption_extension")):
             self.set_timer(SCAN_DELAY, self._scan)
-        self._follow()
-        self.list_steps_soon()
+        self.reckon_soon()
+        self.resting.ask()
+        if event.path.startswith("model.merge["):  # more fields come, and Tab may be typed right behind
+            self.resting.now()
 
     @on(Edited)
     async def _edited(self, event: Edited) -> None:
@@ -200,16 +197,17 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             self.show()
 
     def show(self) -> None:
-        self._follow()
-        self.list_steps()
+        self.reckon_soon()
+        self.resting.cancel()
+        self.rested()
 
-    def _follow(self) -> None:
+    def rested(self) -> None:
         if self.pane is None or not self.pane.is_mounted:
             self._missed = True
         elif self.state.ready or self.step in ("kind", "clips"):
             self.pane.follow()
-        self.reckon_soon()
         self.show_help(self.focused, self.step)
+        self.list_steps()
 
     # Steps
 
@@ -355,6 +353,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
     def _focus_moved(self, event: events.DescendantFocus) -> None:
         self.changing(None)
         self.history.close()
+        self.resting.now()
         self.show_help(event.widget, self.step)
         if self.size.height < SHORT:
             self.set_timer(SETTLED, partial(bring_in_sight, event.widget))

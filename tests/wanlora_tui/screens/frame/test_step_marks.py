@@ -65,7 +65,18 @@ async def test_marks_follow_what_is_typed_once_it_rests_and_the_key_to_findings_
         await until(pilot, lambda: isinstance(pilot.app.screen, StepFindings), "what was found")
         await pilot.press("escape")
         await until(pilot, lambda: pilot.app.screen is screen_of(pilot), "the step")
-        monkeypatch.setattr(step_marks, "REST", 0.01)
+        await pilot.press("ctrl+u", "9")
+        await until(pilot, lambda: screen_of(pilot).state.value("training.steps") == 9, "the value")
+        panels = screen_of(pilot).query_one("#panels", OptionList)
+
+        def said() -> str:
+            return str(panels.get_option("training").prompt)
+
+        assert "●" not in said()
+        await pilot.press("tab")  # who leaves a field wants to see what came of it
+        await until(pilot, lambda: "●" in said(), "the change, counted")
+        await pilot.press("shift+tab")
+        screen_of(pilot).resting.seconds = 0.01
         await pilot.press("x")
         await until(pilot, lambda: "✗1" in static(pilot, "#wizard-title"), "the mark")
         assert "1 error here" in static(pilot, "#nav-state")

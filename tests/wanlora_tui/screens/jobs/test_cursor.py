@@ -3,13 +3,12 @@
 import msgspec
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import DataTable
 
 from daemon.wire.protocol import JobRecord
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, record
 from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.jobs import JobsScreen
+from wanlora_tui.screens.jobs import JobsScreen, JobTable
 from wanlora_tui.screens.jobs.screen import FilterInput
 from wanlora_tui.widgets.redraw_throttle import Changed
 
@@ -34,7 +33,7 @@ class Listed:
 
     @property
     def row(self) -> int:
-        return self.screen.query_one(DataTable).cursor_row
+        return self.screen.query_one(JobTable).cursor_row
 
     async def load(self, records: list[JobRecord]) -> None:
         self.app.jobs.load(records)
@@ -95,7 +94,7 @@ async def test_esc_takes_the_line_of_the_filter_away_at_once():
         await pilot.press("slash")
         await until(pilot, lambda: field.display and field.has_focus, "the line")
         await pilot.press("escape")
-        await until(pilot, lambda: listed.screen.query_one(DataTable).has_focus, "the list")
+        await until(pilot, lambda: listed.screen.query_one(JobTable).has_focus, "the list")
         await pilot.pause()
         assert not field.display
 

@@ -10,6 +10,7 @@ from textual.app import App, ComposeResult
 from daemon.wire.protocol import JobRecord
 from presets.runs.run_view import RunView, StepPoint, apply_event
 from tests.helpers.interface.runs import usual
+from wanlora_tui.screens.jobs import table as jobs_table
 from wanlora_tui.screens.jobs.detail import loss_line, times_text
 from wanlora_tui.screens.jobs.table import PADDING, JobTable, Rows, cells_of, layout
 
@@ -113,7 +114,7 @@ def test_the_loss_in_a_line_shows_its_course():
 
 class Listed(App[None]):
     def compose(self) -> ComposeResult:
-        yield JobTable(cursor_type="row")
+        yield JobTable(id="jobs")
 
 
 async def test_a_row_goes_on_when_its_list_has_been_drawn_anew():
@@ -134,7 +135,7 @@ async def test_columns_that_went_with_one_run_come_back_with_the_next():
         shown, first, second = Rows(table), job(1, "orbit_v1", "running", pid=7), job(2, "style_v1", "queued")
 
         def headers() -> set[str]:
-            return {str(column.label) for column in table.columns.values()}
+            return {column.label.strip() for column in table.columns}
 
         shown.show([first], {1: training()}, 1)
         await pilot.pause()
@@ -155,7 +156,7 @@ async def test_columns_of_other_rows_are_chosen_as_if_nothing_had_been_there():
         table, one, two = app.query_one(JobTable), job(1, LONG, "running", pid=7), job(2, "style_v1", "done")
 
         def columns() -> list[tuple[str, int]]:
-            return [(str(column.label), column.width) for column in table.columns.values()]
+            return [(column.label, column.width) for column in table.columns]
 
         found = []
         for before in ([], [one, two]):
@@ -178,6 +179,49 @@ async def test_home_and_end_go_to_the_ends_of_the_list():
         for key, row in (("home", 0), ("end", 3), ("g", 0), ("G", 3)):
             await pilot.press(key)
             assert table.cursor_row == row, key
+
+
+class Sorted(Listed):
+    clicked = ""
+
+    def on_job_table_heading_clicked(self, event: JobTable.HeadingClicked) -> None:
+        self.clicked = event.column
+
+
+async def test_a_click_on_a_heading_tells_which_and_one_on_a_row_moves_the_cursor():
+    app = Sorted()
+    async with app.run_test(size=(80, 10)) as pilot:
+        table = app.query_one(JobTable)
+        Rows(table).show([job(i, f"orbit_v{i}", "done") for i in range(1, 5)], {}, 2)
+        await pilot.pause()
+        heading = table.render_line(0).text
+        for word, key in (("NAME", "name"), ("STATE", "state"), ("STEP", "step")):
+            await pilot.click(JobTable, offset=(heading.index(word), 0))
+            assert app.clicked == key
+        assert table.cursor_row == 1
+        await pilot.click(JobTable, offset=(3, 4))
+        assert table.cursor_row == 3
+
+
+async def test_a_job_that_a_filter_hid_is_not_made_anew(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+
+    def counted(record: JobRecord, *rest: Any) -> dict[str, str]:
+        made.append(record.id)
+        return cells_of(record, *rest)
+
+    monkeypatch.setattr(jobs_table, "cells_of", counted)
+    app = Listed()
+    async with app.run_test(size=(80, 10)):
+        records = [job(i, f"orbit_v{i}", "done") for i in range(1, 5)]
+        shown = Rows(app.query_one(JobTable))
+        for listed in (records, records[:1], records):
+            shown.forget_others({r.id for r in records})
+            shown.show(listed, {}, 1)
+        assert made == [1, 2, 3, 4]
+        shown.forget_others({1})
+        shown.show(records, {}, 1)
+        assert made[4:] == [2, 3, 4]
 
 
 def test_a_run_on_the_cpu_is_called_so():

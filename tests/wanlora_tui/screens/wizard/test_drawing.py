@@ -29,11 +29,11 @@ from tests.helpers.interface.wizard_pilot import (
 )
 from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.draft.draft_store import Draft, DraftStore
-from wanlora_tui.screens.frame import drawing
-from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.terminal.sparing_compositor import SparingCompositor
+from wanlora_tui.widgets import redraw_throttle
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.key_order import KeysInOrder
+from wanlora_tui.widgets.redraw_throttle import SparingScreen
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -72,7 +72,7 @@ def test_textual_still_has_what_is_replaced() -> None:
         strict=True,
     ):
         lacking += [f"{type(thing).__name__}.{name}" for name in names if name not in vars(thing)]
-    assert not lacking, f"Textual {version('textual')} lacks {', '.join(lacking)}: see {drawing.__name__}"
+    assert not lacking, f"Textual {version('textual')} lacks {', '.join(lacking)}: see {redraw_throttle.__name__}"
     assert "_layout_required" in Screen._on_timer_update.__code__.co_names, "drawing at once lays nothing out"
 
 
@@ -142,12 +142,12 @@ class Typed(Screen[None]):
         self.query_one(Static).update("all")
 
 
-class TypedScreen(Typed, SparingScreen):
+class TypedScreen(Typed, SparingScreen[None]):
     pass
 
 
 async def test_what_a_key_sets_off_is_drawn_once_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawing, "HELD", PATIENCE)
+    monkeypatch.setattr(redraw_throttle, "HELD", PATIENCE)
     app = KeysInOrder()
     app.patience = PATIENCE
     async with app.run_test(size=(40, 4)) as pilot:

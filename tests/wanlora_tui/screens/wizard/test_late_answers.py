@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from presets.look import Look
 from tests.helpers.interface.wizard_pilot import at_step, make_base, make_clips, scanned, screen_of, until, wizard
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.review import ReviewPane
+from wanlora_tui.widgets.key_order import KeysInOrder
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -35,6 +37,25 @@ async def test_a_reckoning_behind_the_review_takes_none_of_its_findings_away(tmp
         await until(pilot, lambda: screen.forecast is not None and not screen._reckoning, "the reckoning")
         assert pane.revision == checks, "the review has not looked again"
         assert screen.findings == pane.rules_found
+
+
+async def test_how_far_a_look_is_waits_for_the_fingers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = make_clips(tmp_path / "clips", 2, frames=9)
+    DraftStore(tmp_path / "draft.json").save(Draft(step="clips", kind="motion", folders=[str(clips)]))
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        screen, shown = screen_of(pilot), []
+        assert screen.pane is not None and isinstance(pilot.app, KeysInOrder)
+        monkeypatch.setattr(screen.pane, "show_progress", lambda: shown.append(1))
+        screen.pane.look = Look()
+        pilot.app.taken_at = time.monotonic() + 3600
+        screen._show_progress()
+        assert not shown
+        pilot.app.taken_at = time.monotonic() - 2 * reading.PROGRESS
+        screen._show_progress()
+        assert shown
 
 
 async def test_garbage_is_looked_for_where_no_key_waits(tmp_path: Path) -> None:

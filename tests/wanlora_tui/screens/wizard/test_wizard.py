@@ -259,7 +259,7 @@ async def test_captions_show_as_they_will_be_read(work: Path) -> None:
         await focus_field(pilot, "job.trigger")
         await pilot.press("ctrl+u")
         await type_text(pilot, "frung")
-        assert "frung, a slow orbit" in screen_text(pilot.app)
+        await until(pilot, lambda: "frung, a slow orbit" in screen_text(pilot.app), "how it reads, once typing rests")
         assert "2 of 3 clips have their own caption" in screen_text(pilot.app)
         row = await focus_field(pilot, "datasets[0].default_caption")
         row.control.value = ""
