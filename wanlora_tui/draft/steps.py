@@ -54,7 +54,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "settings",
         "Machine and settings",
-        "Everything is set for this machine already. Look at what you like; ^R puts a field back to its"
+        "Everything is set already; the first entry says for what. Look at what you like; ^R puts a field back to its"
         " recommended value, u takes back the last change.",
         "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of"
         " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
