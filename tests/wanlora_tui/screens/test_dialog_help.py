@@ -1,6 +1,6 @@
 """Help over dialogs: every one has it, by `?` or ^] and by the palette, and is as it was when it is closed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,11 @@ from wanlora_tui import app as wanlora_app
 from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.draft.caption_history import CaptionChange
-from wanlora_tui.draft.steps import STEPS
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.help import WIDGET_KEYS, HelpScreen, of_dialog, of_screen
 from wanlora_tui.screens.wizard import clip_dialogs
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
-from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
+from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.key_order import KeysInOrder
 
@@ -54,12 +53,6 @@ async def open_help(pilot: Pilot[None], key: str) -> str:
     await pilot.press(key)
     await until(pilot, lambda: isinstance(pilot.app.screen, HelpScreen), f"the help that {key} opens")
     return " ".join(screen_text(pilot.app).split())
-
-
-def typing_help() -> Screen[object]:
-    """Of a step whose text input has the focus: its keys stand in two tables."""
-    offered = {action.id for action in all_actions() if action.id.startswith(("form", "wizard", "settings"))}
-    return StepHelp(STEPS[3], offered, typing=True)
 
 
 async def test_every_dialog_has_help_and_is_as_it_was_after_it(tmp_path: Path) -> None:
@@ -160,11 +153,10 @@ async def test_no_answer_of_a_dialog_is_cut(tmp_path: Path, columns: int) -> Non
                 )
 
 
-@pytest.mark.parametrize("make", [lambda: HelpScreen(of_screen("dashboard")), typing_help], ids=["screen", "step"])
-async def test_what_keys_do_begins_in_one_column_under_every_heading(make: Callable[[], Screen[object]]) -> None:
+async def test_what_keys_do_begins_in_one_column_under_every_heading() -> None:
     app = Asking()
     async with app.run_test(size=(120, 160)) as pilot:
-        await app.push_screen(make())
+        await app.push_screen(HelpScreen(of_screen("dashboard")))
         await pilot.pause()
         begins = {
             line.index(action.help[:30])
