@@ -44,6 +44,7 @@ WORDS = {
     "show_overlay": "Open the list of choices.",
     "app.focus_next": "Go to the next field, list or button.",
 }
+MOST_KEYS = 12  # columns; more of them are broken, so that a small terminal has room for what they do
 TICK = "Tick the line under the cursor, or take its tick away."
 NAMES = {
     "comma": ",",
@@ -72,6 +73,8 @@ NAMES = {
     "ctrl+slash": "^/",
     "ctrl+backslash": "^\\",
     "ctrl+right_square_bracket": "^]",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
     "up": "Up",
     "down": "Down",
     "left": "Left",
@@ -132,14 +135,14 @@ def of_dialog(dialog: Screen[object]) -> tuple[dict[str, list[Action]], set[str]
 
 def key_width(actions: Iterable[Action]) -> int:
     """Columns for the keys of all these, for tables that stand one below the other."""
-    return max(cell_len(key_text(action.keys)) for action in actions)
+    return min(MOST_KEYS, max(cell_len(key_text(action.keys)) for action in actions))
 
 
 def key_table(actions: list[Action], width: int, refused: Collection[str] = ()) -> Table:
     """One row for each action: its keys in `width` columns, and what it does, broken within its own column. `refused`:
     ids of those that would do nothing now."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, width=width)
+    table.add_column(width=width)
     table.add_column()
     for action in actions:
         if action.id in refused:
