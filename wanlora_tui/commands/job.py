@@ -106,7 +106,7 @@ def new(args: Namespace) -> int:
         )
     if (fetching := fetching_of(named_base(job), target.parent)) is not None:
         say(fetching.in_sentences)
-    expected, cost = _expected(job, target, leave_out(facts, job.datasets[0].exclude)), _cost()
+    expected, cost = _expected(job, target, leave_out(facts, job.datasets[0].exclude)), _cost(args.dir)
     say(f"{summary(expected, cost)}.")
     if args.json:
         reasoned = [{"field": f, "value": get_value(job, f), "reason": reason} for f, reason in reasons.items()]
@@ -158,15 +158,14 @@ def _expected(job: Job, file: Path, clips: "DatasetFacts") -> "Forecast":
     return reckon(job, facts)
 
 
-def _cost() -> "CostSettings":
-    """What an hour of this machine costs."""
-    from daemon.settings import CostSettings, load_settings, settings_file
+def _cost(folder: Path | None) -> "CostSettings":
+    """What an hour of this machine costs, as the settings of the daemon of `folder` say."""
+    from wanlora_tui.feeds.run_times import cost_settings
 
-    try:
-        return load_settings(settings_file()).cost
-    except UserError as e:
-        say(f"warning: no price is known: {e}")
-        return CostSettings()
+    cost, problem = cost_settings(folder)
+    if problem:
+        say(f"warning: no price is known: {problem}")
+    return cost
 
 
 def _with_loras(job: Job, args: Namespace, base: Path) -> Job:
@@ -268,7 +267,7 @@ def check(args: Namespace) -> int:
     from wanlora_tui.draft.forecast import for_programs as in_numbers
     from wanlora_tui.draft.forecast import reckon, summary
 
-    found, cost = None, _cost()
+    found, cost = None, _cost(args.dir)
     try:
         job = load_job(args.job)
     except JobError as e:

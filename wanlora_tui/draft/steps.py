@@ -54,8 +54,8 @@ STEPS: tuple[Step, ...] = (
     Step(
         "settings",
         "Machine and settings",
-        "Everything is set for this machine already. Look at what you like; ^R puts a field back to its"
-        " recommended value, u takes back the last change.",
+        "Everything is set already; the first entry says for what. ^R puts a field back to its recommended value, u"
+        " takes back the last change.",
         "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of"
         " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
         " default: the plain default. ● yours: changed by you; ^R takes it back. Left and right change a choice, Enter"

@@ -94,7 +94,7 @@ class RunFeed:
                     await asyncio.to_thread(folder.close)
                 await asyncio.sleep(RETRY_SECONDS)
         finally:
-            folder.close()
+            await asyncio.to_thread(folder.close)  # it may wait for a program's end
 
     def _apply_all(self, events: Sequence[Event | QuickLine]) -> None:
         if events and self.view.run not in ("", events[0].run):

@@ -1,8 +1,9 @@
 """All keys of the screen or dialog below, and of the whole app, read from the registry of actions."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
@@ -43,6 +44,7 @@ WORDS = {
     "show_overlay": "Open the list of choices.",
     "app.focus_next": "Go to the next field, list or button.",
 }
+MOST_KEYS = 12  # columns; more of them are broken, so that a small terminal has room for what they do
 TICK = "Tick the line under the cursor, or take its tick away."
 NAMES = {
     "comma": ",",
@@ -71,6 +73,8 @@ NAMES = {
     "ctrl+slash": "^/",
     "ctrl+backslash": "^\\",
     "ctrl+right_square_bracket": "^]",
+    "pageup": "PgUp",
+    "pagedown": "PgDn",
     "up": "Up",
     "down": "Down",
     "left": "Left",
@@ -129,11 +133,16 @@ def of_dialog(dialog: Screen[object]) -> tuple[dict[str, list[Action]], set[str]
     return out, refused
 
 
-def key_table(actions: list[Action], refused: Collection[str] = ()) -> Table:
-    """One row for each action: its keys, and what it does, broken within its own column. `refused`: ids of those that
-    would do nothing now."""
+def key_width(actions: Iterable[Action]) -> int:
+    """Columns for the keys of all these, for tables that stand one below the other."""
+    return min(MOST_KEYS, max(cell_len(key_text(action.keys)) for action in actions))
+
+
+def key_table(actions: list[Action], width: int, refused: Collection[str] = ()) -> Table:
+    """One row for each action: its keys in `width` columns, and what it does, broken within its own column. `refused`:
+    ids of those that would do nothing now."""
     table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=9)
+    table.add_column(width=width)
     table.add_column()
     for action in actions:
         if action.id in refused:
@@ -154,10 +163,11 @@ class HelpScreen(Dialog[None]):
         self._shown, self._refused = shown, refused
 
     def compose(self) -> ComposeResult:
+        width = key_width([action for actions in self._shown.values() for action in actions])
         with VerticalScroll(id="help-box"):
             for heading, actions in self._shown.items():
                 yield Static(heading, classes="help-heading")
-                yield Static(key_table(actions, self._refused))
+                yield Static(key_table(actions, width, self._refused))
             yield Static(
                 "Ctrl+P or : opens the command palette: every action by name, and the colour themes.",
                 classes="help-heading",

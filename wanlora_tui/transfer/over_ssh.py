@@ -2,6 +2,7 @@
 
 import errno
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -32,30 +33,48 @@ def far_files(there: Connection) -> FarFiles:
 
 class FarPieces:
     """Of files of another machine, for who reads on in one that grows (wanlora_tui.feeds.folder_events). The channel is
-    opened when it is first needed, and anew after a cut."""
+    opened when it is first needed, and anew after a cut. It may be closed from any thread."""
 
     def __init__(self, there: Connection) -> None:
         self._there = there
+        self._lock = threading.Lock()  # never held while the other machine is waited for
         self._files: FarFiles | None = None
+        self._closed = 0  # how often
 
     def read(self, path: Path, offset: int, most: int) -> tuple[bytes, int]:
         try:
-            self._files = self._files or far_files(self._there)
-            (facts,) = self._files.facts([str(path)])
+            files = self._open()
+            (facts,) = files.facts([str(path)])
             if facts.kind == "none":
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
             length = max(0, min(most, facts.size - offset))
-            return b"".join(self._files.read(str(path), offset, length)), facts.size
+            return b"".join(files.read(str(path), offset, length)), facts.size
         except Cut as e:
             self.close()
             raise ConnectionError(str(e)) from None
         except UserError as e:
             raise OSError(e.what) from None
 
+    def _open(self) -> FarFiles:
+        """Raises Cut, also where it was closed meanwhile: nobody would close what has come after that."""
+        with self._lock:
+            if self._files is not None:
+                return self._files
+            closed = self._closed
+        files = far_files(self._there)
+        with self._lock:
+            if closed == self._closed:
+                self._files = files
+                return files
+        files.close()
+        raise Cut("it was closed while it opened")
+
     def close(self) -> None:
-        if self._files is not None:
-            self._files.close()
-        self._files = None
+        with self._lock:
+            files, self._files = self._files, None
+            self._closed += 1
+        if files is not None:
+            files.close()
 
 
 def files_of(there: Connection, say: Callable[[str], None]) -> Retrying[FarFiles]:

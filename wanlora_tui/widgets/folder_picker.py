@@ -180,6 +180,7 @@ class PathPicker(Dialog[str | None]):
     """Pick a folder (`suffixes` None) or a file. Dismisses with its absolute path, or None."""
 
     BINDINGS = bindings("dialog.cancel", "picker.filter", "app.help")
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
     PathPicker #picker-filter { display: none; }
     PathPicker #picker-filter.-open { display: block; }
@@ -191,6 +192,7 @@ class PathPicker(Dialog[str | None]):
     PathPicker #picker-row { dock: bottom; }
     PathPicker #picker-problem { height: auto; color: $text-error; }
     PathPicker #picker-hint { height: auto; color: $text-muted; }
+    PathPicker.-low #picker-hint { display: none; }
     PathPicker Button { min-width: 0; margin-right: 2; }
     """
 

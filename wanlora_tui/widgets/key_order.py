@@ -1,13 +1,14 @@
-"""Keys typed ahead take effect in the order in which they were typed.
+"""Keys typed ahead take effect in the order in which they were typed, and with clicks in the order in which they came.
 
 Textual hands a key to the focused widget; what that does not consume bubbles up, and only then its binding is looked
 up. Keys that come faster than that overtake it: the letters typed after Tab reach the field that Tab was about to
-leave, and those typed after Backspace are there before it deletes. Here the next key is held back until the one before
-it is done, with what it has set off: messages that open a form, or move the focus into it. A screen that opens is
-waited for too, but not by who wants to leave.
+leave, and those typed after Backspace are there before it deletes. A click overtakes them all: it moves the focus at
+once. Here the next key or click is held back until the one before it is done, with what it has set off: messages that
+open a form, or move the focus into it. A screen that opens is waited for too, but not by who wants to leave.
 
-Mostly all who may have something to do with a key are at rest after some turns of the loop. Only else a message follows
-it, from the focused widget up to the app: one for each of them, which costs more than all that a letter does.
+Mostly all who may have something to do with a key are at rest after some turns of the loop. Only else, and for a click,
+a message follows it, from the focused widget up to the app: one for each of them, which costs more than all that a
+letter does.
 """
 
 import asyncio
@@ -49,7 +50,7 @@ def _rests(pump: MessagePump) -> bool:
 
 
 class KeysInOrder(StyledOnce, SafelyDrawn):
-    """An app that takes one key or paste at a time. `patience`: seconds for one.
+    """An app that takes one key, paste or mouse button at a time. `patience`: seconds for one.
 
     They are counted in looks, so that a loop that is held up, on a busy machine, does not count as a widget that hangs.
     """
@@ -92,7 +93,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._afterwards.append(call)
 
     async def on_event(self, event: events.Event) -> None:
-        if not isinstance(event, events.Key | events.Paste) or event.is_forwarded:
+        if not isinstance(event, events.Key | events.Paste | events.MouseEvent) or event.is_forwarded:
             await super().on_event(event)  # a forwarded one has bubbled up here, where its binding is looked up
         elif self._under_way is not None:
             self._held.append(event)
@@ -101,11 +102,14 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
             await self._take(event)
 
     async def _take(self, event: events.Event) -> None:
+        if isinstance(event, events.MouseEvent) and not isinstance(event, events.MouseDown | events.MouseUp):
+            await super().on_event(event)  # no key is meant for what movements and the wheel set off
+            return
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
         self._turns = self._calm = 0
         self._concerned = []
         self.taken_at = time.monotonic()
-        if self._still_opens() and not self._is_urgent(event):
+        if isinstance(event, events.Key | events.Paste) and self._still_opens() and not self._is_urgent(event):
             self._await_screen(event)
             await self._hurry()
         else:
@@ -160,7 +164,10 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._awaits_screen = False
         target = self.focused or self.screen
         await super().on_event(event)
-        self._turn(event, target if event.is_forwarded else self.focused or self.screen)
+        if isinstance(event, events.MouseEvent):
+            self._follow(event, self._mouse_down_widget or self.screen)
+        else:
+            self._turn(event, target if event.is_forwarded else self.focused or self.screen)
 
     def _turn(self, event: events.Event, target: DOMNode) -> None:
         """Look at each turn of the loop whether the key is done: all from the focused widget up to the app are at rest,
@@ -212,6 +219,8 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         quiet = target is self._followed and not any(
             node.message_queue_size for node in target.ancestors_with_self if node is not self
         )
+        if isinstance(event.input, events.MouseEvent) and self._rounds == 1:
+            quiet = False  # what a button sets off when it is pressed goes up right behind this
         if not quiet and self._rounds < ROUNDS and self._looks > 0:
             self._follow(event.input, target)
             return

@@ -13,6 +13,7 @@ FULL, EMPTY = "█", "░"
 SPARKS = "▁▂▃▄▅▆▇█"
 FLAT = 0.25  # of the highest: the least that a sparkline's whole height stands for
 SHORT = 34  # columns below which a bar's label is its first word
+LEAST_BAR = 4  # columns: where there are fewer, none is drawn
 TIGHT = 0.95  # of the memory: the bar changes its colour
 
 Cell = tuple[str, str]  # a label and a value
@@ -41,10 +42,14 @@ class MemoryBar(Rows):
         numbers = f"{used}/{total_gib:.0f} GiB" if total_gib else f"{used} GiB" if used_gib else "-"
         if self.size.width < SHORT:
             label = label.partition(" ")[0]
-        width = max(4, self.size.width - len(label) - len(numbers) - 2)
+        width = self.size.width - len(label) - len(numbers) - 2
         tight = total_gib > 0 and used_gib / total_gib > TIGHT
-        middle = bar(used_gib, total_gib, width, "$warning" if tight else "$primary") if total_gib else " " * width
-        self.put([Content.assemble(f"{label} ", middle, f" {numbers}")])
+        if width < LEAST_BAR:  # the numbers say the same, and more
+            said = Content.assemble(f"{label} ", (numbers, "$warning" if tight else ""))
+        else:
+            middle = bar(used_gib, total_gib, width, "$warning" if tight else "$primary") if total_gib else " " * width
+            said = Content.assemble(f"{label} ", middle, f" {numbers}")
+        self.put([said])
 
 
 def sparkline(values: list[float], width: int) -> str:

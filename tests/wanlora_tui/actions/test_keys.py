@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 
 from wanlora_tui.actions import Action, all_actions
+from wanlora_tui.screens.help import key_text
 
 # a question of its own, with its keys on its buttons: `y` and `n` are what everybody expects there
 QUESTIONS = "confirm"
@@ -94,3 +95,9 @@ def test_every_action_has_a_key_that_no_browser_or_editor_takes_from_its_termina
 
 def test_every_action_says_what_it_does_in_a_sentence():
     assert [a.id for a in all_actions() if not (a.label and a.help[:1].isupper() and a.help.endswith("."))] == []
+
+
+def test_help_names_every_key_as_it_stands_on_a_keyboard():
+    """Not by Textual's name of it, as `pagedown`."""
+    raw = {(a.id, key) for a in all_actions() for key in key_text(a.keys).split() if re.match("[a-z]{2}", key)}
+    assert not raw

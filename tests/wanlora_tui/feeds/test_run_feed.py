@@ -1,6 +1,7 @@
 """A run whose daemon does not answer: its folder tells what it says, and goes on telling it."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from daemon.wire.protocol import JobRecord
 from tests.helpers.interface.harness import own_daemon, write_job
 from tests.helpers.interface.runs import Tape, usual
 from tests.helpers.waiting import until_async
+from wanlora_tui.feeds.folder_events import HerePieces
 from wanlora_tui.feeds.last_seen import LastSeenFile
 from wanlora_tui.feeds.run_feed import RunFeed
 from wanlora_tui.feeds.run_times import run_times
@@ -92,3 +94,24 @@ async def test_a_folder_that_cannot_be_read_is_said(tmp_path: Path):
     feed = RunFeed(Client(tmp_path / "none"), record_of(tape, tmp_path), LastSeenFile(tmp_path / "seen"))
     async with followed(feed):
         await until_async(lambda: "The run folder cannot be read" in feed.problem, "why")
+
+
+class Lingering(HerePieces):
+    """Files that are let go of only once the loop has had its turn."""
+
+    def __init__(self) -> None:
+        self.loop, self.turn, self.is_closed = asyncio.get_running_loop(), threading.Event(), False
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.turn.set)
+        self.is_closed = self.turn.wait(20)
+
+
+async def test_letting_go_of_a_folder_does_not_hold_up_the_screens(tmp_path: Path):
+    tape, pieces = usual(until=60), Lingering()
+    tape.write(tmp_path / tape.name)
+    client, seen = Client(tmp_path / "none"), LastSeenFile(tmp_path / "seen")
+    feed = RunFeed(client, record_of(tape, tmp_path), seen, pieces=pieces)
+    async with followed(feed):
+        await until_async(lambda: feed.view.last_seq == len(tape.events), "all events")
+    assert pieces.is_closed

@@ -18,7 +18,7 @@ from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.help import WIDGET_KEYS, HelpScreen, of_dialog
+from wanlora_tui.screens.help import WIDGET_KEYS, HelpScreen, of_dialog, of_screen
 from wanlora_tui.screens.wizard import clip_dialogs
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
 from wanlora_tui.screens.wizard.dialogs import Ask
@@ -151,3 +151,17 @@ async def test_no_answer_of_a_dialog_is_cut(tmp_path: Path, columns: int) -> Non
                 assert whole and cell_len(str(button.label)) <= button.content_region.width, (
                     f"{kind.__name__}: {button.label}\n{screen_text(app)}"
                 )
+
+
+async def test_what_keys_do_begins_in_one_column_under_every_heading() -> None:
+    app = Asking()
+    async with app.run_test(size=(120, 160)) as pilot:
+        await app.push_screen(HelpScreen(of_screen("dashboard")))
+        await pilot.pause()
+        begins = {
+            line.index(action.help[:30])
+            for action in all_actions()
+            for line in screen_text(app).splitlines()
+            if action.help[:30] in line
+        }
+        assert len(begins) == 1, screen_text(app)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from daemon.settings import CostSettings
 from daemon.wire.protocol import JobRecord
 from presets.facts import gather
 from presets.job.resume_check import check_resume
@@ -39,15 +40,21 @@ class JobsApp(OwnActions, ReadableThemes):
 
     CSS_PATH = ROOT / "wanlora_tui" / "app.tcss"
 
-    def __init__(self, records: list[JobRecord], views: dict[int, RunView] | None = None, client: Any = None) -> None:
+    def __init__(
+        self,
+        records: list[JobRecord],
+        views: dict[int, RunView] | None = None,
+        client: Any = None,
+        cost: CostSettings | None = None,
+    ) -> None:
         super().__init__()
-        self.client = client  # None: no command is sent
+        self.client, self.cost = client, cost  # no client: no command is sent
         self.jobs = JobList(clock=lambda: 0.0)
         self.jobs.load(records)
         self.jobs.views |= views or {}
 
     def on_mount(self) -> None:
-        self.push_screen(JobsScreen(self.client, self.jobs))
+        self.push_screen(JobsScreen(self.client, self.jobs, cost=self.cost))
 
 
 def view_of(tape: Tape) -> RunView:

@@ -1,8 +1,9 @@
 """A run of another machine whose daemon does not answer: its folder there tells what it says, over the connection."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from wanlora_tui.feeds import folder_events
 from wanlora_tui.feeds.last_seen import LastSeenFile
 from wanlora_tui.feeds.run_feed import RunFeed
 from wanlora_tui.remote.connection import Connection, connected
+from wanlora_tui.remote.far_process import FarProcess
 from wanlora_tui.transfer.over_ssh import FarPieces
 
 pytestmark = needs_sshd
@@ -53,6 +55,31 @@ async def test_the_folder_there_tells_the_run_to_its_end_and_again_after_a_cut(
         assert pieces._files is not None
         feed.apply(record)  # a sign of life of the daemon
         await until_async(lambda: pieces._files is None, "the end of the channel")
+
+
+class ClosedMeanwhile(FarPieces):
+    """Whose user leaves as soon as the program there has begun, before anybody has its channel."""
+
+    def __init__(self, there: Connection) -> None:
+        super().__init__(there)
+        self.begun: list[FarProcess] = []
+        start = there.start
+
+        def started(argv: Sequence[str], stdin: bytes | IO[bytes] | int | None = None) -> FarProcess:
+            self.begun.append(start(argv, stdin))
+            self.close()
+            return self.begun[-1]
+
+        there.start = started  # type: ignore[method-assign]
+
+
+def test_a_channel_that_is_closed_while_it_opens_is_not_kept(there: Connection, lonely: OtherMachine):  # noqa: F811
+    pieces = ClosedMeanwhile(there)
+    (lonely.home / "a").write_bytes(b"0123456789")
+    with pytest.raises(ConnectionError, match="closed"):
+        pieces.read(lonely.home / "a", 0, 10)
+    (process,) = pieces.begun
+    assert process._process.poll() is not None and pieces._files is None
 
 
 def test_what_cannot_be_read_there_is_an_error(there: Connection, lonely: OtherMachine):  # noqa: F811

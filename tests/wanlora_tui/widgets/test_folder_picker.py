@@ -41,6 +41,17 @@ async def test_folders_say_how_many_clips_they_hold(tmp_path: Path) -> None:
         assert "clip" not in line
 
 
+async def test_in_a_small_terminal_the_folders_come_before_the_keys(tmp_path: Path) -> None:
+    base = tmp_path / "clips"
+    base.mkdir()
+    app = PickerApp(folders(base, orbit=12, pan=1, tilt=3))
+    async with app.run_test(size=(40, 12)) as pilot:
+        await until(pilot, lambda: "3 clips" in screen_text(app), "the folders")
+        assert all(f"{name} " in screen_text(app) for name in ("orbit", "pan", "tilt"))
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: "backspace goes up" in screen_text(app), "the keys, where there is room")
+
+
 async def test_typing_after_a_slash_leaves_only_what_has_it_in_its_name(tmp_path: Path) -> None:
     app = PickerApp(folders(tmp_path, orbit_left=1, orbit_right=1, pan=1))
     async with app.run_test(size=(80, 24)) as pilot:

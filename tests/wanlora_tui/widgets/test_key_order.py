@@ -5,10 +5,11 @@ import time
 
 import pytest
 from textual import events, work
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.screen import Screen
-from textual.widgets import Input
+from textual.widget import Widget
+from textual.widgets import Button, Input, Static
 
 from tests.helpers.interface.wizard_pilot import type_ahead, until
 from tests.helpers.waiting import PATIENCE, until_async
@@ -224,3 +225,62 @@ async def test_the_keys_of_the_app_do_not_wait_for_a_screen_and_letters_before_t
         await app.screen.add()
         await until(pilot, lambda: app.screen.query_one(Input).value == "demo", "the letters")
         assert app.called == 1 and not app.noted
+
+
+def click_ahead(app: App[None], widget: Widget) -> None:
+    """As the terminal tells it: the button goes down and up."""
+    x, y = widget.region.x + 2, widget.region.y + 1
+    for kind in (events.MouseDown, events.MouseUp):
+        app.post_message(kind(None, x, y, 0, 0, 1, False, False, False, screen_x=x, screen_y=y))
+
+
+class Buttons(Opens):
+    def compose(self) -> ComposeResult:
+        yield Input()
+        yield Button("Open")
+
+    def on_button_pressed(self) -> None:
+        self.typed = self.query_one(Input).value
+        self.action_open()
+
+
+async def test_a_click_waits_for_the_letters_before_it_and_those_behind_it_for_what_it_opens() -> None:
+    app = Buttons()
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE
+        type_ahead(app, "before")
+        click_ahead(app, app.query_one(Button))
+        type_ahead(app, "demo")
+        await until(pilot, lambda: isinstance(app.screen, Late) and app.is_taking, "a letter that waits")
+        assert isinstance(app.screen, Late) and app.typed == "before"
+        await app.screen.add()
+        await until(pilot, lambda: app.screen.query_one(Input).value == "demo", "the letters")
+        assert not app.noted
+
+
+async def test_a_drag_keeps_its_order() -> None:
+    seen = list[str]()
+
+    class Pad(Static):
+        def on_mouse_down(self) -> None:
+            seen.append("down")
+
+        def on_mouse_move(self) -> None:
+            seen.append("move")
+
+        def on_mouse_up(self) -> None:
+            seen.append("up")
+
+        def on_click(self) -> None:
+            seen.append("click")
+
+    class Drags(KeysInOrder):
+        def compose(self) -> ComposeResult:
+            yield Pad("here")
+
+    app = Drags()
+    async with app.run_test() as pilot:
+        for kind in (events.MouseDown, events.MouseMove, events.MouseMove, events.MouseUp):
+            app.post_message(kind(None, 1, 0, 1, 0, 1, False, False, False, screen_x=1, screen_y=0))
+        await until(pilot, lambda: "click" in seen, "the click")
+        assert seen == ["down", "move", "move", "up", "click"]

@@ -1,12 +1,13 @@
 """The small figures of the dashboard, and how the machine does, without a screen."""
 
 import pytest
+from textual.app import App, ComposeResult
 from textual.content import Content
 
 from daemon.wire.records import RunMachine
 from presets.machine.gpu_health import GpuHealth
 from wanlora_tui.widgets.machine_health import block_rows, disk_parts, line_parts, still_to_write
-from wanlora_tui.widgets.meters import in_columns, sparkline
+from wanlora_tui.widgets.meters import MemoryBar, in_columns, sparkline
 
 GIB = 2**30
 CARD = GpuHealth(
@@ -55,6 +56,27 @@ def test_figures_in_columns_take_what_room_the_row_has(
     cells: list[tuple[str, str]], width: int, across: int, drawn: str
 ):
     assert in_columns(cells, width, across).plain.rstrip() == drawn
+
+
+@pytest.mark.parametrize(
+    ("width", "drawn"),
+    [
+        (30, "VRAM ███████████░░ 22.1/24 GiB"),
+        (21, "VRAM ███░ 22.1/24 GiB"),
+        (20, "VRAM 22.1/24 GiB"),
+        (16, "VRAM 22.1/24 GiB"),
+    ],
+)
+async def test_a_bar_gives_way_to_its_numbers(width: int, drawn: str):
+    class Bars(App[None]):
+        def compose(self) -> ComposeResult:
+            yield MemoryBar()
+
+    app = Bars()
+    async with app.run_test(size=(width, 2)):
+        bar = app.query_one(MemoryBar)
+        bar.show("VRAM", 22.1, 24.0)
+        assert bar.rows[0].plain == drawn
 
 
 def test_a_gpu_in_one_line_and_in_a_few():

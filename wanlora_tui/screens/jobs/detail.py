@@ -11,6 +11,7 @@ from rich.text import Text
 from textual.containers import VerticalScroll
 from textual.content import Content
 
+from daemon.settings import CostSettings
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView, StepPoint
 from presets.text import escaped
@@ -40,12 +41,13 @@ MIN_WIDTH = 24  # while it is not laid out
 
 
 class JobDetail(VerticalScroll):
-    """A record, and the fold of its run once that is known."""
+    """A record, and the fold of its run once that is known. `cost`: what the machine costs."""
 
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
-    def __init__(self, *, id: str) -> None:
+    def __init__(self, *, cost: CostSettings, id: str) -> None:
         super().__init__(Rows(id="job-detail-text"), id=id)
+        self._cost = cost
         self._last: tuple[JobRecord | None, RunView | None, dict[int, str], str] | None = None
         self._shown = Text()
 
@@ -58,7 +60,7 @@ class JobDetail(VerticalScroll):
         self._last = record, view, names, problem
         rows = _Rows(self.content_size.width - self.styles.scrollbar_size_vertical)
         if record is not None:
-            _head(rows, record, view, names)
+            _head(rows, record, view, names, self._cost)
             if view is not None and view.attempt:
                 _run(rows, view)
             elif record.attempt:
@@ -90,13 +92,14 @@ class _Rows:
             self.text.append_text(hanging(begin, Text(words, style), self.width)).append("\n")
 
 
-def facts_below(record: JobRecord, view: RunView | None, names: dict[int, str]) -> list[str]:
+def facts_below(record: JobRecord, view: RunView | None, names: dict[int, str], cost: CostSettings) -> list[str]:
     """The lines below the list in a narrow terminal."""
     now = time.time()
     paused = view.phase.text if view is not None and speaks(record, view) and view.phase.name == "paused" else ""
     times = _told_times(record, view, now)
     ends = f"ends {times.ends}" if times and times.ends else times.left if times else expected(record, now)
-    facts = [ends, *_place(record, names), times_text(record, now)]
+    costs = run_times(record, view, now=now, cost=cost).cost if view is not None else ""
+    facts = [ends, *_place(record, names), times_text(record, now), f"cost {costs}" if costs else ""]
     return [shown_path(record.run_dir), ", ".join(f for f in facts if f), paused, record.held, record.outcome]
 
 
@@ -134,7 +137,7 @@ def _place(record: JobRecord, names: dict[int, str]) -> list[str]:
     ]
 
 
-def _head(rows: _Rows, record: JobRecord, view: RunView | None, names: dict[int, str]) -> None:
+def _head(rows: _Rows, record: JobRecord, view: RunView | None, names: dict[int, str], cost: CostSettings) -> None:
     now = time.time()
     name = Text.assemble((escaped(record.name), "bold"), (f"  #{record.id}", "dim"))
     rows.text.append_text(hanging(Text(), name, rows.width)).append("\n")
@@ -157,13 +160,15 @@ def _head(rows: _Rows, record: JobRecord, view: RunView | None, names: dict[int,
     rows.add("Submitted", clock_time(record.submitted_at, now) if record.submitted_at else "")
     finished = as_told(record, view).finished_at if view is not None else record.finished_at
     # what runs has no clock of its own here: it would draw the whole screen every second
-    worked = run_times(record, view, now=now).worked if view is not None and view.attempt else ""
+    told = run_times(record, view, now=now, cost=cost) if view is not None and view.attempt else None
+    worked = told.worked if told else ""
     if not worked and record.attempt <= 1 and record.started_at:
         worked = duration(finished - record.started_at)
     took = f", took {worked}" if worked else ""  # of all attempts
     rows.add("Started", clock_time(record.started_at, now) if record.started_at else "")
     ended = record.state in ENDED_STATES and finished
     rows.add("Finished", f"{clock_time(finished, now)}{took}" if ended else "")
+    rows.add("Cost", told.cost if told else "")
     rows.add("Run folder", escaped(shown_path(record.run_dir)))
     rows.add("Job file", escaped(shown_path(record.job_path)))
 

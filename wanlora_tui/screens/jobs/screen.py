@@ -10,12 +10,14 @@ from textual.containers import Horizontal
 from textual.widgets import Input, Static
 
 from daemon.errors import DaemonError
+from daemon.settings import CostSettings
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from presets.runs.run_view import RunView
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.job_list import ORDERS, JobList, matches
+from wanlora_tui.feeds.run_times import FREE
 from wanlora_tui.feeds.status_lights import Link, daemon_light, no_link
 from wanlora_tui.output.far_words import advised, is_away
 from wanlora_tui.output.formatting import count, duration
@@ -58,7 +60,7 @@ class FilterInput(OneLine):
 
 
 class JobsScreen(JobCopies, FirstLayout):
-    """Renders a JobList; sends what is asked of a job, and of its place."""
+    """Renders a JobList; sends what is asked of a job, and of its place. `cost`: what the machine costs."""
 
     HELP_GROUP = "jobs"
     AUTO_FOCUS = "JobTable"
@@ -73,9 +75,11 @@ class JobsScreen(JobCopies, FirstLayout):
     )
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012  (Textual's own declaration)
 
-    def __init__(self, client: Client, job_list: JobList, *, link: Link = no_link) -> None:
+    def __init__(
+        self, client: Client, job_list: JobList, *, link: Link = no_link, cost: CostSettings | None = None
+    ) -> None:
         super().__init__(client, job_list)
-        self._link = link
+        self._link, self._cost = link, cost or FREE
         self._order, self._filter = ORDERS[0], ""
         self._wanted = -1  # the job that the cursor goes to as soon as it is listed
         self._said: dict[str, object] = {}  # what the lines show
@@ -91,7 +95,7 @@ class JobsScreen(JobCopies, FirstLayout):
         yield FilterInput(placeholder="part of a name or state", compact=True, id="jobs-filter")
         with Horizontal(id="jobs-body"):
             yield JobTable(id="jobs-table")
-            yield JobDetail(id="job-beside")
+            yield JobDetail(cost=self._cost, id="job-beside")
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
         yield FittingFooter(spare=SPARE)
@@ -197,7 +201,7 @@ class JobsScreen(JobCopies, FirstLayout):
                 self.query_one(JobDetail).show(record, view, names, self._problem)
                 self._look_up(record)
             else:
-                lines += facts_below(record, view, names)
+                lines += facts_below(record, view, names, self._cost)
         else:
             if self._filter:
                 lines.append(f"No job has '{self._filter}' in its name or state. Esc shows all again.")

@@ -13,7 +13,7 @@ from textual.widgets import Button, Static
 from presets.text import escaped
 from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.draft.steps import Step
-from wanlora_tui.screens.help import key_table
+from wanlora_tui.screens.help import key_table, key_width
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import typed_by
 from wanlora_tui.widgets.redraw_throttle import Answers, Dialog
@@ -92,11 +92,13 @@ class StepHelp(Dialog[None]):
             yield Static(self.step.help, markup=False)
             yield Static("^p or : finds every action and every field by a word of it.", markup=False)
             if not self.typing:
-                yield Static(key_table(self.actions))
+                yield Static(key_table(self.actions, key_width(self.actions)))
             else:
-                yield Static(key_table(list(self._with_keys(typed=False))))
+                kept, typed = (list(self._with_keys(typed=typed)) for typed in (False, True))
+                width = key_width(kept + typed)
+                yield Static(key_table(kept, width))
                 yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
-                yield Static(key_table(list(self._with_keys(typed=True))))
+                yield Static(key_table(typed, width))
         yield FittingFooter(compact=False)
 
     def _with_keys(self, *, typed: bool) -> Iterator[Action]:

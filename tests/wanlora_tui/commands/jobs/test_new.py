@@ -73,3 +73,19 @@ def test_for_programs_it_says_all_about_the_file(tmp_path: Path, capsys: pytest.
     assert list(copied) == list(made) and copied["forecast"] is None
     assert {"field": "training.lr", "old": made["job"]["training"]["lr"], "new": 5e-5} in copied["changes"]
     assert main(copy) == 1 and not capsys.readouterr().out, "a failure is told on stderr alone"
+
+
+@pytest.mark.parametrize("command", ["new", "check"])
+def test_the_price_is_that_of_the_daemon_that_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+):
+    """Its folder has settings of its own."""
+    make_clips(tmp_path / "clips", 2)
+    target = tmp_path / "job.toml"
+    new = ["new", "--kind", "motion", "--clips", str(tmp_path / "clips"), "--out", str(target)]
+    if command == "check":
+        assert main(new) == 0 and "EUR" not in capsys.readouterr().err
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/settings.toml").write_text('[cost]\nrate = 2.5\ncurrency = "EUR"\n')
+    main(["--dir", str(tmp_path / "d"), *(new if command == "new" else ["check", str(target)])])
+    assert " in all · EUR " in " ".join(capsys.readouterr().err.split())
