@@ -1,7 +1,8 @@
-"""Notices that a rank hangs: it lives, waits for nobody, and has done nothing for longer than anything takes.
+"""Notices that a rank hangs: it lives, waits for nobody, and has done nothing for longer than anything takes. Or its
+process is stopped, its host is frozen or cut off: then it gives no sign of life, whatever it said last.
 
-Each rank counts what it does and publishes the count; who waits for the others looks at theirs. That one has died is
-engine.parallel.lost_ranks's.
+Each rank counts what it does and publishes the count, with a beat that goes on while it waits; who waits for the others
+looks at theirs. That one has died is engine.parallel.lost_ranks's.
 """
 
 import threading
@@ -12,6 +13,8 @@ from typing import Protocol
 
 HANGS_SECONDS = 30 * 60.0  # no micro-batch, no file and no denoising step takes as long
 LOOK_SECONDS = 10.0
+STEP = "step "  # begins what a rank does that computes
+WAITS = "waits"
 
 
 class Store(Protocol):
@@ -33,14 +36,18 @@ class Signs:
         hangs: Callable[[str], None],
         *,
         limit: float = HANGS_SECONDS,
+        kept_by: str = "the first host",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`hangs` is given the cause, in the thread of this. `limit`: seconds without a sign."""
+        """`hangs` is given the cause, in the thread of this. `limit`: seconds without a sign. `kept_by`: whose the
+        store is, for people."""
         self._store, self._number, self._hangs = store, number, hangs
-        self._limit, self._clock = limit, clock
+        self._limit, self._kept_by, self._clock = limit, kept_by, clock
         self._count, self._doing, self._waiting = 0, "it had just begun", False
-        self._looked = clock()
-        self._seen = dict.fromkeys(range(world), ("", self._looked))
+        self._beat, self._looked = 0, clock()
+        self._answered, self._lost = self._looked, False  # the store
+        self._beats = dict.fromkeys(range(world), ("", self._looked))  # when each was seen to live
+        self._seen = dict.fromkeys(range(world), ("", self._looked))  # and to get on
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signs", daemon=True)
         self._thread.start()
@@ -71,34 +78,64 @@ class Signs:
 
     def look(self) -> bool:
         """Publish and judge once; False when there is nothing more to look for."""
+        now = self._clock()
+        if now - self._looked > self._limit / 2:  # suspended, most likely with all others
+            self._answered = now
+            self._beats, self._seen = (
+                {n: (said, now) for n, (said, _) in of.items()} for of in (self._beats, self._seen)
+            )
+        self._looked, self._beat = now, self._beat + 1
+        mine = f"{self._count}\0{WAITS if self._waiting else self._doing}"
+        self._note(self._seen, self._number, mine)
+        if self._lost:  # torch does not connect again
+            return self._judged()
         try:
-            self._store.set(_key(self._number), f"{self._count}\0{'waits' if self._waiting else self._doing}")
-            cause = self._cause()
-        except RuntimeError:  # the store was in a process that has died: that is noticed elsewhere
-            return False
-        if cause:
+            self._store.set(_key(self._number), f"{self._beat}\0{mine}")
+            for rank in self._seen:
+                said = self._store.get(_key(rank)).decode() if self._store.check([_key(rank)]) else ""
+                beat, _, doing = said.partition("\0")
+                self._note(self._beats, rank, beat)
+                self._note(self._seen, rank, doing)
+            self._answered = now
+        except RuntimeError:  # it was in a process that has died, or its host is cut off
+            self._lost = True
+        return self._judged()
+
+    def _judged(self) -> bool:
+        if cause := self._cause():
             self._hangs(cause)
         return not cause
 
+    def _note(self, of: dict[int, tuple[str, float]], rank: int, said: str) -> None:
+        if said != of[rank][0]:
+            of[rank] = (said, self._looked)
+
     def _cause(self) -> str:
         """Who hangs, and what it did last; "" while nobody does, or while this rank waits for none."""
-        now = self._clock()
-        held_up, self._looked = now - self._looked > self._limit / 2, now  # suspended, most likely with all others
-        for rank, (before, _) in self._seen.items():
-            said = self._store.get(_key(rank)).decode() if self._store.check([_key(rank)]) else ""
-            if held_up or said != before:
-                self._seen[rank] = (said, now)
-        silent = [rank for rank, (_, since) in self._seen.items() if now - since > self._limit]
-        if not self._waiting or not silent:
-            return ""
         of, minutes = len(self._seen), f"{self._limit / 60:.3g} minutes"
-        for rank in silent:
-            doing = self._seen[rank][0].rpartition("\0")[2]
-            if doing != "waits":
-                return f"rank {rank} of {of} hangs: it has done nothing for {minutes} ({doing or 'it never began'})"
-        if len(silent) == of:
+        stuck = self._silent(self._seen, self._limit)
+        doing = {rank: said.rpartition("\0")[2] or "it never began" for rank, (said, _) in self._seen.items()}
+        if self._lost:
+            lost = self._waiting and self._number in stuck and self._looked - self._answered > self._limit
+            return f"{self._kept_by} has not answered for {minutes}: it hangs, or the way to it is lost" if lost else ""
+        for rank in self._silent(self._beats, self._limit) if self._waiting or self._number in stuck else ():
+            last = "it waited for the others" if doing[rank] == WAITS else doing[rank]
+            return f"rank {rank} of {of} hangs: its process has given no sign of life for {minutes} ({last})"
+        fading = self._silent(self._beats, self._limit / 2)  # a process that is stopped is called that, soon
+        for rank in stuck if self._waiting else ():
+            if doing[rank] != WAITS and rank not in fading:
+                return f"rank {rank} of {of} hangs: it has done nothing for {minutes} ({doing[rank]})"
+        if len(stuck) < of or fading:
+            return ""
+        if self._waiting:
             return f"the {of} processes have waited for each other for {minutes}: the way between them is lost"
+        if all(said.startswith(STEP) for said in doing.values()):
+            each = ", ".join(f"rank {rank}: {said}" for rank, said in doing.items())
+            return f"the GPUs of {of} processes have waited for each other for {minutes}, or one of them hangs ({each})"
         return ""
+
+    def _silent(self, of: dict[int, tuple[str, float]], limit: float) -> list[int]:
+        return [rank for rank, (_, since) in of.items() if self._looked - since > limit]
 
 
 def _key(rank: int) -> str:

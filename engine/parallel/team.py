@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from engine.parallel.interface import choose_interface
 from engine.parallel.lost_ranks import Watch
 from engine.parallel.orders import End, Order, Prepare
 from engine.parallel.parts import Part, Rank
@@ -66,6 +67,8 @@ class Team:
                 let_begin(self._store, rank, join)
             else:
                 await_word(self._store, rank)
+            if rank.several_hosts:
+                choose_interface(self._store, rank, os.environ["MASTER_ADDR"])
             dist.init_process_group(backend, store=self._store, rank=number, world_size=world, timeout=join)
         except UserError:  # which is a ValueError: what a rank behind the first has refused
             raise
@@ -75,14 +78,16 @@ class Team:
                 where=f"rank {rank.number}",
                 fix="Start all of them with one torchrun command, or unset WORLD_SIZE to train with one process",
             ) from e
+        first = f"the first host ({os.environ['MASTER_ADDR']})"
+        self._lost, self._watch = lost, Watch({}, self._on_lost)
+        self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS, kept_by=first)
         self._all = dist.new_group(backend=backend, timeout=PATIENCE)
         groups = {
             ranks: dist.new_group(list(ranks), backend=backend, timeout=PATIENCE)
             for ranks in dict.fromkeys(part.ranks for part in parts)
         }
         self._sharing = groups[self.part.ranks]  # every rank has to make every group
-        # torch's own limit names nobody: it comes behind that of the signs, and ends what they cannot see, where no
-        # process waits for another but a GPU for what NCCL sends it
+        # torch's own limit names nobody: it comes behind that of the signs
         limit = timedelta(seconds=1.5 * HANGS_SECONDS)
         clips = [part.clip for part in parts if part.each > 1]
         within_steps = {
@@ -93,8 +98,7 @@ class Team:
         # those that share clips; None where a rank has its own
         self.clip_group = within_steps[self.part.clip] if self.part.each > 1 else None
         self._working = False  # an order is being carried out
-        self._lost, self._watch = lost, Watch({}, self._on_lost)
-        self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS)
+        self.here = [rank.number]
         here = self.exchange((this_host(), os.getpid()))
         self.here = [n for n, (host, _) in enumerate(here) if host == here[rank.number][0]]  # the ranks of this host
         pids = {n: here[n][1] for n in self.here if n != rank.number}
@@ -218,22 +222,25 @@ class Team:
 
     def give_up(self, loss: Loss) -> None:
         """Have this rank end where it is, and the others with its cause."""
-        self.confess(loss)
+        with suppress(RuntimeError):  # the store may be what is lost
+            self.confess(loss)
         self._lost(loss)
 
     def _on_lost(self, rank: int) -> None:
         """In the thread of the watch."""
-        found = Loss(
-            f"rank {rank} of {self.rank.world} was killed or has crashed", "Resume from the last checkpoint", False
-        )
+        killed = f"rank {rank} of {self.rank.world} was killed or has crashed"
+        self._lost(self._confessed(rank) or Loss(killed, "Resume from the last checkpoint", False))
+
+    def _confessed(self, rank: int) -> Loss | None:
+        """What a rank has left word of."""
         try:
             if self._store.check([_key(rank)]):
                 cause, fix, user = self._store.get(_key(rank)).decode().split("\0")
                 named = cause if cause.startswith("rank ") else f"rank {rank} of {self.rank.world}: {cause}"
-                found = Loss(named, fix, bool(user))
+                return Loss(named, fix, bool(user))
         except RuntimeError as e:  # the store was in the process that has died
             print(f"rank {self.rank.number}: {e}", file=sys.stderr)
-        self._lost(found)
+        return None
 
     def _on_hung(self, cause: str) -> None:
         """In the thread of the signs. Word is left for those that wait for this rank."""
@@ -250,11 +257,23 @@ class Team:
         try:
             with self.signs.waiting():
                 collective()
+        except torch.OutOfMemoryError:  # a RuntimeError too: this rank's own, and nobody has died
+            raise
         except RuntimeError as e:
             # most likely a rank has died: the watch is about to say which, and to end this process
             print(f"rank {self.rank.number}: {e}", file=sys.stderr)
             self._watch.wait(CAUSE_SECONDS)
+            if self.rank.several_hosts:  # no watch sees those
+                self.give_up(self._lost_elsewhere(str(e)))
             raise
+
+    def _lost_elsewhere(self, said: str) -> Loss:
+        """Why the way to a rank of another host has broken."""
+        for rank in range(self.rank.world):
+            if rank not in self.here and (found := self._confessed(rank)):
+                return found
+        cause = f"the way to the processes of another host has broken: {said.splitlines()[0]}"
+        return Loss(cause, "See what that host and its processes say, then resume from the last checkpoint", False)
 
 
 def this_host() -> tuple[str, str, str]:

@@ -20,6 +20,7 @@ KINDS = {
     "sigkill": "the process ends at once, as by kill -9 or the out-of-memory killer",
     "sigterm": "a polite stop arrives",
     "hang": "it waits until someone kills the process",
+    "stop": "the process is stopped, as by kill -STOP, until someone kills it",
     "enospc": "the disk is full",
     "oom": "the card has no room",
     "nan": "the value becomes not-a-number (at the points in VALUES)",
@@ -146,6 +147,8 @@ def _strike(fault: Fault) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "sigterm":
             os.kill(os.getpid(), signal.SIGTERM)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "hang":
             while True:
                 time.sleep(3600)

@@ -6,18 +6,21 @@ from pathlib import Path
 
 from presets.errors import UserError
 
+FIRST_NODE = "FIRST_NODE"  # stands for it in a line that is printed
 OWN_SIGNALS = "SIGTERM,SIGINT,SIGQUIT"  # SIGHUP, of a login that ends, is left to the trainer
 
 
 def torchrun_line(job_file: str, gpus: int, nodes: int, *, grace: int) -> list[str]:
-    """The words of the command that trains a job by a process for each of its GPUs; on every one of several nodes.
-    Raises UserError."""
-    where = (
-        ["--standalone"]
-        if nodes == 1
-        else [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_NODE:29400", "--rdzv-id=wanlora"]
-    )
+    """The words of the command that trains a job by a process for each of its GPUs; on the first of several nodes, and
+    with another number on each of the others. Raises UserError."""
+    where = ["--standalone"] if nodes == 1 else meeting(nodes, "0", FIRST_NODE, "29400")
     return ["torchrun", *where, f"--nproc-per-node={gpus}", *stop_options(grace), "-m", "engine", job_file]
+
+
+def meeting(nodes: int, node: str, first: str, port: str) -> list[str]:
+    """How the launchers of several nodes find each other: at the first one, by a name or address that all of them
+    reach. Its own name need not lead there, which it has to for the rendezvous that numbers the nodes by itself."""
+    return [f"--nnodes={nodes}", f"--node-rank={node}", f"--master-addr={first}", f"--master-port={port}"]
 
 
 def stop_options(grace: int) -> list[str]:

@@ -20,7 +20,7 @@ from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
 from presets.machine.machine import WSL, Machine
-from presets.machine.torchrun import torchrun_line
+from presets.machine.torchrun import FIRST_NODE, torchrun_line
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
@@ -101,6 +101,12 @@ def _torchrun(args: Namespace, job: Job, facts: Facts, machine: Machine, gpus: i
         why = e.what
     grace = stop_grace(job, shape_of(facts), gpus * args.nodes, choice)
     print(shlex.join(torchrun_line(str(args.job), gpus, args.nodes, grace=grace)))
+    if args.nodes > 1:
+        others = "--node-rank=1" if args.nodes == 2 else f"--node-rank=1 to {args.nodes - 1}"
+        say(
+            f"{FIRST_NODE} is a name or an address by which all nodes reach the first one. That has --node-rank=0, the"
+            f" others {others}. The job file, its clips and the run folder have the same paths on all of them"
+        )
     if choice is None:
         say(f"When it is stopped it has {grace} s to save. That is for slow steps, for there is no plan: {why}")
     if gpus != len(set(job.job.gpus)):

@@ -253,6 +253,34 @@ def test_a_rank_that_hangs_while_the_others_wait_for_its_gradients_is_named_and_
     assert runs.differences("one", job) == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("one", "stop:gradients.send:1@1"),
+        pytest.param("clips", "stop:shared-pass.exchange:6@1", marks=pytest.mark.thorough),
+        # before it sends what it has learnt, for a checkpoint
+        pytest.param("both", "stop:optimizer.after-step:3@1", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_rank_whose_process_is_stopped_is_named_and_the_run_goes_on_by_two(runs: Runs, kind: str, fault: str):
+    job = runs.new(kind, f"stopped {fault.split(':')[1]}")
+    late = job.parent / "late"
+    if kind == "clips":
+        share_clips(job, 2)
+    attempts = runs.start(job, 2, [fault], impatient=late)
+    attempts[1].wait_until_struck()
+    late.touch()
+    assert attempts[0].wait() == FAILED
+    attempts[1].kill()  # as torchrun does
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "failed" and "rank 1 of 2 hangs" in last.data["cause"] and not last.data["user"]
+    assert ends(runs.start(job, 2, resume=(job.parent / "runs/t/checkpoints").exists())) == [DONE, DONE]
+    if kind == "clips":
+        require_agreement(runs, job)
+    else:
+        assert runs.differences(kind, job) == []
+
+
 def for_two_gpus(runs: Runs, name: str) -> Path:
     job = runs.new("one", name)
     save_job(with_value(load_job(job), "job.gpus", [0, 1]), job, fresh=True)

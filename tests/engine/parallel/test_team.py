@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from engine.parallel.parts import ALONE, Rank
 from presets.errors import UserError
 from tests.helpers import ROOT
 from tests.helpers.ports import free_port
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
 
 
@@ -39,6 +41,27 @@ def test_a_store_that_has_gone_with_torchrun_ends_no_rank_before_all_meet():
     assert not mine.halted()
 
 
+class Unwatched:
+    """In place of signs and of a watch: a test in which nobody waits or dies."""
+
+    waiting = staticmethod(nullcontext)
+
+    def wait(self, seconds: float) -> None:
+        raise AssertionError("it looks for who has died")
+
+
+def test_memory_that_runs_out_in_an_exchange_is_nobody_s_death():
+    """To look for who has died takes ten seconds."""
+    mine = object.__new__(team.Team)
+    mine.signs, mine._watch = Unwatched(), Unwatched()  # type: ignore[assignment]
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("on purpose")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        mine.ask(out_of_memory)
+
+
 def test_two_hosts_of_one_name_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = []
     for boot in ("a", "b"):
@@ -48,61 +71,102 @@ def test_two_hosts_of_one_name_are_two(tmp_path: Path, monkeypatch: pytest.Monke
     assert found[0] == found[1] != found[2] == found[3]
 
 
-HANGS = """
-import os, sys, time
+RANK = """
+import os, signal, sys, threading, time
+import psutil
 import torch
-from engine.parallel import team
+import torch.distributed as dist
+from engine.parallel import signs, team
 from engine.parallel.parts import Part, Rank
 
 def lost(loss):
     print(loss.cause, flush=True)
     os._exit(3)
 
-team.HANGS_SECONDS = 1.0
+signs.LOOK_SECONDS = 0.1
 number = int(os.environ["RANK"])
-parts = [Part(None, place, (0, 1)) for place in range(2)]
+parts = [Part(None, place, (0, 1), 2) for place in range(2)]  # of one clip
 mine = team.Team(Rank(number, 2, number, 2), parts, torch.device("cpu"), lost)
+mine.signs._limit = 2.0  # both are there by now, however busy the machine
+"""
+HANGS = """
 if number == HANGING:
     mine.signs.give("step 7")
     time.sleep(3600)
 WAIT
 """
+# The second is stopped once it has said that it waits. The first sends nothing before that; what the second has sent
+# may be with the first already, so it is the next exchange that cannot end.
+STOPS = """
+def stop():
+    while not mine.signs._waiting:
+        time.sleep(0.01)
+    beat = mine.signs._beat
+    while mine.signs._beat < beat + 2:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+second = psutil.Process(mine.exchange(os.getpid())[1])
+if number == 1:
+    threading.Thread(target=stop).start()
+else:
+    while second.status() != psutil.STATUS_STOPPED:
+        mine.signs.give()
+        time.sleep(0.01)
+for _ in range(2):
+    WAIT
+"""
+TELL, GRADIENTS = 'mine.exchange("here")', "mine.gather(torch.ones(1))"
+TOKENS = "mine.ask(lambda: dist.all_to_all_single(torch.ones(2), torch.ones(2), group=mine.clip_group))"
+CLIP = "mine.hand(torch.ones(1), 1)"
+LEARNT = 'mine.receive(1) if number == 0 else (mine.send(b"what is learnt"), mine.next_order())'
 
 
-@pytest.mark.parametrize(
-    ("hanging", "wait"),
-    [
-        (0, 'mine.exchange("here")'),
-        pytest.param(1, 'mine.exchange("here")', marks=pytest.mark.thorough),  # test_ranks has a second one
-        (1, "mine.gather(torch.ones(1))"),  # which torch ends by itself as well
-    ],
-)
-def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int, wait: str):
+def two(program: str) -> list[subprocess.Popen[str]]:
     port = str(free_port())
-    ranks = [
+    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", HANGS.replace("HANGING", str(hanging)).replace("WAIT", wait)],
+            [sys.executable, "-c", RANK + program],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-                "OMP_NUM_THREADS": "1",
-            },
+            env={**os.environ, **given, "RANK": str(rank)},
             stdout=subprocess.PIPE,
             text=True,
         )
         for rank in range(2)
     ]
+
+
+@pytest.mark.parametrize(
+    ("hanging", "wait"),
+    [
+        (0, TELL),
+        pytest.param(1, TELL, marks=pytest.mark.thorough),  # test_ranks has a second one
+        (1, GRADIENTS),  # which torch ends by itself as well
+    ],
+)
+def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int, wait: str):
+    ranks = two(HANGS.replace("HANGING", str(hanging)).replace("WAIT", wait))
     try:
         said = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
     assert [rank.returncode for rank in ranks] == [3, 3]
-    named = f"rank {hanging} of 2 hangs: it has done nothing for 0.0167 minutes (step 7)"
+    named = f"rank {hanging} of 2 hangs: it has done nothing for 0.0333 minutes (step 7)"
     assert said[1 - hanging].strip() == named
     if hanging == 0:  # whose store it is: there the other has left word, which is the first rank's event
         assert said[0].strip() == named
+
+
+@pytest.mark.parametrize("wait", [TELL, GRADIENTS, TOKENS, *thorough(CLIP, LEARNT)])
+def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(wait: str):
+    ranks = two(STOPS.replace("WAIT", wait))
+    try:
+        said = ranks[0].communicate(timeout=PATIENCE)[0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait(PATIENCE)
+    no_sign = "its process has given no sign of life for 0.0333 minutes (it waited for the others)"
+    assert said.strip() == f"rank 1 of 2 hangs: {no_sign}" and ranks[0].returncode == 3

@@ -235,7 +235,14 @@ def test_the_torchrun_line_is_all_that_is_printed(tmp_path: Path, capsys):
     assert said.out == f"torchrun --standalone --nproc-per-node=2 {stops} -m engine '{file}'\n"
     assert said.err == "It trains only a job that names 2: job.gpus = [0, 1]\n"
     assert main(["plan", str(file), "--gpus", "1", "--nodes", "2", *card]) == 0
-    assert "--nnodes=2 --rdzv-backend=c10d" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert (
+        "torchrun --nnodes=2 --node-rank=0 --master-addr=FIRST_NODE --master-port=29400 --nproc-per-node=1" in said.out
+    )
+    assert (
+        "an address by which all nodes reach the first one. That has --node-rank=0, the others --node-rank=1."
+        in said.err
+    )
     job = with_value(with_value(load_job(file), "target.rank", 256), "training.optimizer", "adamw")
     save_job(job, file, fresh=True)
     assert main(["plan", str(file), "--gpus", "2", "--torchrun", "--gpu", "4090", "--ram", "1"]) == 0  # fits nowhere
