@@ -78,6 +78,7 @@ import torch
 import torch.distributed as dist
 from engine.parallel import signs, team
 from engine.parallel.parts import Part, Rank
+from engine.system.host_copy import Copied
 
 def lost(loss):
     print(loss.cause, flush=True)
@@ -119,7 +120,8 @@ for _ in range(2):
 TELL, GRADIENTS = 'mine.exchange("here")', "mine.gather(torch.ones(1))"
 TOKENS = "mine.ask(lambda: dist.all_to_all_single(torch.ones(2), torch.ones(2), group=mine.clip_group))"
 CLIP = "mine.hand(torch.ones(1), 1)"
-LEARNT = 'mine.receive(1) if number == 0 else (mine.send(b"what is learnt"), mine.next_order())'
+LEARNT = """mine.receive(1, lambda size: torch.empty(size, dtype=torch.uint8)) if number == 0 else (
+        mine.send(Copied({}, torch.zeros(8, dtype=torch.uint8))), mine.next_order())"""
 
 
 def two(program: str) -> list[subprocess.Popen[str]]:
