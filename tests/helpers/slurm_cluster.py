@@ -1,6 +1,7 @@
-"""A real Slurm on this machine: munged, slurmctld, and two slurmds that play nodes of two GPUs each, all in a folder of
+"""A real Slurm on this machine: munged, slurmctld, and slurmds that play nodes of two GPUs each, all in a folder of
 their own and on free ports of loopback. Its GPUs are files that are no GPUs, so a job that trains there does so on the
-CPU. Another partition takes nodes away from the one that is the default.
+CPU. Other partitions take nodes away: `urgent` from the one that is the default, at once, and from `graced`, which
+gives a job a while to save.
 """
 
 import getpass
@@ -22,7 +23,7 @@ needs_slurm = pytest.mark.skipif(
     not all(shutil.which(command, path=SBIN) for command in ("slurmctld", "slurmd", "munged", "sbatch", "squeue")),
     reason="no Slurm here: apt-get install slurm-wlm, or slurmctld, slurmd, munge and the client's commands",
 )
-NODES = ("n1", "n2")
+GRACE = 45  # seconds that a job of the partition `graced` has
 CONF = """ClusterName=wanlora
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={port}
@@ -51,23 +52,25 @@ SlurmdTimeout=20
 SlurmdParameters=config_overrides
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-NodeName=n[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{second}] CPUs=12 Gres=gpu:2
+NodeName=n[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=12 Gres=gpu:2
 PartitionName=usual Nodes=ALL Default=YES MaxTime=24:00:00 State=UP PriorityTier=1
+PartitionName=graced Nodes=ALL MaxTime=24:00:00 State=UP PriorityTier=1 GraceTime={grace}
 PartitionName=urgent Nodes=ALL MaxTime=1:00:00 State=UP PriorityTier=2 PreemptMode=OFF
 """
-GRES = """NodeName=n[1-2] Name=gpu File=/dev/null
-NodeName=n[1-2] Name=gpu File=/dev/zero
+GRES = """NodeName=n[1-{nodes}] Name=gpu File=/dev/null
+NodeName=n[1-{nodes}] Name=gpu File=/dev/zero
 """
 
 
 class SlurmCluster:
     """A context manager; `environment` is what its commands need. What still runs at its end is killed."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: int) -> None:
+        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self.folder = Path(tempfile.mkdtemp(prefix="slurm"))  # a socket's path is short
         self.folder.chmod(0o755)  # munged asks for it
         self.environment = {"SLURM_CONF": str(self.folder / "slurm.conf"), "PATH": SBIN}
-        self._daemons: list[subprocess.Popen[bytes]] = []
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}  # by name; a slurmd by its node's
 
     def __enter__(self) -> "SlurmCluster":
         try:
@@ -78,12 +81,14 @@ class SlurmCluster:
         return self
 
     def _start(self) -> None:
-        port = free_port(neighbours=2)
-        for name in ("state", *NODES):
+        count = len(self.nodes)
+        port = free_port(neighbours=count)
+        for name in ("state", *self.nodes):
             (self.folder / name).mkdir()
-        given = {"port": port, "first": port + 1, "second": port + 2, "user": getpass.getuser(), "folder": self.folder}
+        given = {"port": port, "first": port + 1, "last": port + count, "nodes": count, "grace": GRACE}
+        given |= {"user": getpass.getuser(), "folder": self.folder}
         (self.folder / "slurm.conf").write_text(CONF.format(**given))
-        (self.folder / "gres.conf").write_text(GRES)
+        (self.folder / "gres.conf").write_text(GRES.format(nodes=count))
         key = self.folder / "munge.key"
         key.touch(0o600)
         key.write_bytes(os.urandom(64))
@@ -91,14 +96,19 @@ class SlurmCluster:
         self._run("munged", "--foreground", *(f"--{what}={self.folder / name}" for what, name in places.items()))
         until((self.folder / "munge.socket").exists, f"munged: {self.said('munged')}")
         self._run("slurmctld", "-D", "-c")
-        for node in NODES:
+        for node in self.nodes:
             self._run("slurmd", "-D", "-N", node)
-        until(lambda: self.ask("sinfo", "--noheader", "--format=%D %t", "--partition=usual") == "2 idle", "two nodes")
+        self._until_idle()
+
+    def _until_idle(self) -> None:
+        idle = f"{len(self.nodes)} idle"
+        until(lambda: self.ask("sinfo", "--noheader", "--format=%D %t", "--partition=usual") == idle, idle)
 
     def _run(self, *command: str) -> None:
-        with (self.folder / f"{command[-1] if command[0] == 'slurmd' else command[0]}.out").open("wb") as out:
-            self._daemons.append(
-                subprocess.Popen(command, env={**os.environ, **self.environment}, stdout=out, stderr=out)
+        name = command[-1] if command[0] == "slurmd" else command[0]
+        with (self.folder / f"{name}.out").open("wb") as out:
+            self._daemons[name] = subprocess.Popen(
+                command, env={**os.environ, **self.environment}, stdout=out, stderr=out
             )
 
     def said(self, daemon: str) -> str:
@@ -117,19 +127,41 @@ class SlurmCluster:
         return said[-1].split()[0]
 
     def fill(self) -> str:
-        """The number of a job that takes both nodes until it is cancelled, those of usual jobs too."""
-        options = ["--partition=urgent", "--nodes=2", "--gpus-per-node=2", "--output=/dev/null"]
+        """The number of a job that takes all nodes until it is cancelled, those of other jobs too."""
+        nodes = f"--nodes={len(self.nodes)}"
+        options = ["--partition=urgent", nodes, "--gpus-per-node=2", "--output=/dev/null"]
         return self.ask("sbatch", "--parsable", *options, "--wrap=exec sleep 3600")
 
+    def kill_tasks(self, node: str) -> None:
+        """What jobs run on a node. Slurm is told how they ended."""
+        self._kill_jobs(SLURMD_NODENAME=node)
+
+    def kill_node(self, node: str) -> None:
+        """As where its power fails, but that the kernel closes its connections: its slurmd and all its processes."""
+        self._daemons[node].kill()
+        self._kill_jobs(launchers=True, SLURMD_NODENAME=node)
+
+    def mend(self, node: str) -> None:
+        """It is there again, and all nodes are free."""
+        self._daemons[node].wait(PATIENCE)
+        self._run("slurmd", "-D", "-N", node)
+        self._until_idle()
+
     def __exit__(self, *_: object) -> None:
-        for daemon in self._daemons:
+        for daemon in self._daemons.values():
             daemon.kill()  # nothing of theirs is kept, and a slurmd whose controller has gone may not end on SIGTERM
             daemon.wait(PATIENCE)
-        for process in psutil.process_iter():  # of jobs that are not over, and what launched them
+        self._kill_jobs(launchers=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _kill_jobs(self, *, launchers: bool = False, **of: str) -> None:
+        """The processes of jobs that are not over and have this in their environment."""
+        wanted = {"SLURM_CONF": self.environment["SLURM_CONF"], **of}.items()
+        for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                if wanted <= process.environ().items():
                     parent = process.parent()
                     process.kill()
-                    if parent is not None and parent.name().startswith("slurmstepd"):  # it hides its own environment
+                    # it hides its own environment
+                    if launchers and parent is not None and parent.name().startswith("slurmstepd"):
                         parent.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)

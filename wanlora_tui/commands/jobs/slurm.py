@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from daemon.settings import load_settings, settings_file
 from presets.atomic_file import replacing
 from presets.errors import UserError
 from presets.facts.facts import Facts
@@ -76,7 +77,8 @@ def submit_slurm(args: Namespace) -> int:
         said, ram, choice = planned(job, facts, gpus=gpus, nodes=args.nodes, card=args.gpu)
         minutes = said if minutes is None else minutes
     grace = stop_grace(job, shape_of(facts), gpus * args.nodes, choice)
-    wanted = Wanted(job.job.name, gpus, args.nodes, minutes, args.partition or "", ram, grace)
+    restarts = load_settings(settings_file()).daemon.restarts
+    wanted = Wanted(job.job.name, gpus, args.nodes, minutes, args.partition or "", ram, grace, restarts)
     if 60 * minutes <= wanted.warned:
         raise UserError(
             f"it would be stopped as soon as it runs: the last {duration(wanted.warned)} of its time are for saving",
@@ -97,13 +99,20 @@ def submit_slurm(args: Namespace) -> int:
     if not f"{args.job.resolve()}{out}{args.partition}".isprintable():
         raise UserError("a path that is written into a script may hold no control characters", where=str(out))
     events = out / job.job.name / EVENTS_FILE
+    began = events.stat().st_size if events.exists() else 0
     with replacing(file) as aside:
         first = [*again, *back] if resumes else []
-        started = attempts(events) if back else None
-        aside.write_text(
-            script(args.job.resolve(), out, wanted, log, first=first, again=again, started=started), "utf-8"
+        text = script(
+            args.job.resolve(),
+            out,
+            wanted,
+            log,
+            first=first,
+            again=again,
+            started=attempts(events) if back else None,
+            began=began,
         )
-    began = events.stat().st_size if events.exists() else 0
+        aside.write_text(text, "utf-8")
     number = handed_over(file)
     require_that_it_can_start(number, file)
     print(number)

@@ -1,8 +1,9 @@
 """The batch script that trains a job under Slurm, as text. What submits and follows it is commands.jobs.slurm's.
 
 Slurm warns before it takes the nodes away, for a job of higher priority or at the end of its time: SIGTERM reaches the
-script, which hands it to the trainer; that saves, and the script has itself queued again. What is there already is
-resumed, so the script is the same each time.
+script, which hands it to the trainer; that saves, and the script has itself queued again. So it does where an attempt
+has failed and another may go well (commands.jobs.slurm_again). What is there already is resumed, so the script is the
+same each time.
 """
 
 import shlex
@@ -10,7 +11,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from presets.machine.torchrun import stop_options
+from presets.machine.torchrun import meeting, stop_options
+from wanlora_tui.commands.jobs import slurm_again
 
 WARNED, LATE = 300, 120  # seconds before the end of its time, at the least; Slurm's clock is a minute's
 CPUS_PER_GPU = 6  # one feeds the GPU, up to four decode clips
@@ -27,6 +29,7 @@ class Wanted:
     partition: str  # "" for the default one
     ram: int  # bytes of each node; 0: what Slurm gives
     grace: int  # seconds that a trainer has from the warning until it has saved
+    restarts: int  # how often it goes on after failures without a new checkpoint
 
     @property
     def warned(self) -> int:
@@ -35,11 +38,19 @@ class Wanted:
 
 
 def script(
-    job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[str], again: list[str], started: int | None
+    job_file: Path,
+    out: Path,
+    wanted: Wanted,
+    log: Path,
+    *,
+    first: list[str],
+    again: list[str],
+    started: int | None,
+    began: int = 0,
 ) -> str:
     """The script. `first` are the trainer's options until it has begun, `again` those of later starts. It has begun
     when there is a run; where `first` goes back to an older checkpoint of one, when more of its attempts than `started`
-    have begun to train: the node may be taken away before."""
+    have begun to train: the node may be taken away before. `began`: bytes of the events before all of them."""
     hours, minutes = divmod(wanted.minutes, 60)
     asked = [
         f"--job-name={wanted.name}",
@@ -66,6 +77,9 @@ def script(
         node=FIRST_NODE if wanted.nodes > 1 else "",
         train=train,
         warn=WARN_NODES if wanted.nodes > 1 else WARN,
+        may_go_on=f"{shlex.quote(sys.executable)} -m {slurm_again.__name__}",
+        began=began,
+        restarts=wanted.restarts,
     )
 
 
@@ -78,7 +92,7 @@ if [[ -z $node ]]; then
     echo "wanlora: scontrol does not say which node is the first, where all are to meet: is it installed there?" >&2
     exit 1
 fi
-export meet="$node:$((20000 + SLURM_JOB_ID % 10000))"
+export node port=$((20000 + SLURM_JOB_ID % 10000))
 """
 WARN = 'kill -TERM "$trainer"'
 WARN_NODES = 'scancel --signal=TERM "$SLURM_JOB_ID"'  # its steps; an srun that hears SIGTERM kills them with SIGKILL
@@ -103,17 +117,22 @@ while kill -0 "$trainer" 2> /dev/null; do # a warning has ended the wait
 done
 wait "$trainer"
 code=$?
-# A warning has stopped it, to this script or to the trainer alone, and it has saved: into the queue again. Not where
-# somebody cancels the job, nor where Slurm has put it there itself. (A job that ends is COMPLETING in either case.)
+# A warning has stopped it, to this script or to the trainer alone, and it has saved: into the queue again. So where it
+# has failed and another attempt may go well. Not where somebody cancels the job, nor where Slurm has put it there
+# itself. (A job that ends is COMPLETING in either case.)
 last=$(tail -n 1 "$run/events.jsonl" 2> /dev/null)
-if [[ $last != "$before" && $last == *'"kind":"stopped"'*SIGTERM* ]]; then
+if [[ $code -ne 0 && $last != "$before" ]]; then
     job="$(scontrol show job "$SLURM_JOB_ID" --oneliner) "
-    if [[ $job == *" JobState=RUNNING "* || $job == *" PreemptTime=2"* ]]; then
+    saved=
+    [[ $last == *'"kind":"stopped"'*SIGTERM* ]] && saved=1
+    if [[ -n $saved && $job == *" PreemptTime=2"* ]] || {{
+        [[ $job == *" JobState=RUNNING "* ]] && {may_go_on} "$run/events.jsonl" {began} {restarts}
+    }}; then
         scontrol requeue "$SLURM_JOB_ID" && exit 0
     elif [[ $job == *" Restarts="* && $job != *" Restarts=${{SLURM_RESTART_COUNT:-0}} "* ]]; then
         exit 0
     fi
-    echo "wanlora: the run is saved, and not in the queue again: submit it with --resume" >&2
+    [[ -n $saved ]] && echo "wanlora: the run is saved, and not in the queue again: submit it with --resume" >&2
 fi
 exit "$code"
 """
@@ -126,9 +145,7 @@ def _launch(wanted: Wanted) -> str:
     torchrun = f"{python} -m torch.distributed.run --nproc-per-node={wanted.gpus} {stops}"
     if wanted.nodes == 1:
         return f"{torchrun} --standalone" if wanted.gpus > 1 else python
-    # The first node says that it is the host: torchrun would compare the address with what its own name resolves to.
-    meet = '--rdzv-backend=c10d --rdzv-endpoint="$meet" --rdzv-id="$SLURM_JOB_ID"'
-    here = '--rdzv-conf=is_host=$((SLURM_NODEID == 0)) "$@"'
-    on_node = f"exec {torchrun} --nnodes={wanted.nodes} {meet} {here}"
+    meet = " ".join(meeting(wanted.nodes, '"$SLURM_NODEID"', '"$node"', '"$port"'))
+    on_node = f'exec {torchrun} {meet} "$@"'
     asked = f"--ntasks-per-node=1 --cpus-per-task={CPUS_PER_GPU * wanted.gpus} --kill-on-bad-exit=1"
     return f"srun {asked} bash -c {shlex.quote(on_node)} wanlora"

@@ -1,4 +1,5 @@
-"""Jobs in the queue of a real Slurm, on two nodes of this machine: waiting, training, losing their nodes, cancelled."""
+"""Jobs in the queue of a real Slurm, on nodes that are all this machine: waiting, training, losing their nodes,
+cancelled."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +16,17 @@ from tests.helpers.training.attempts import ONE_THREAD, Trainers
 from tests.helpers.training.sameness import differences
 from tests.helpers.waiting import until
 from wanlora_tui.cli import main
-from wanlora_tui.commands.jobs import slurm
+from wanlora_tui.commands.jobs import slurm, slurm_script
 from wanlora_tui.commands.jobs.slurm_queue import standing
+
+LONG = 400  # steps: longer than the least time that Slurm gives
 
 pytestmark = [needs_slurm, pytest.mark.process]
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[SlurmCluster]:
-    with SlurmCluster() as started:
+    with SlurmCluster(nodes=3) as started:
         yield started
 
 
@@ -45,11 +48,18 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs/t"
 
 
+@pytest.fixture(scope="module")
+def alone_for_long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a longer run."""
+    folder = tmp_path_factory.mktemp("for-long")
+    with Trainers(cache=folder / "cache") as trainers:
+        assert trainers.run(a_job(folder, tiny, steps=LONG), gpus=[0]) == 0
+    return folder / "runs/t"
+
+
 def a_job(folder: Path, tiny: Path, gpus: int = 1, steps: int = 40) -> Path:
     one_frame = {"num_frames": 1}
-    job = write_job(
-        folder, tiny, prompts=0, steps=steps, dataset=one_frame, save={"every": 40}, gradient_accumulation=4
-    )
+    job = write_job(folder, tiny, prompts=0, steps=steps, dataset=one_frame, save={"every": 8}, gradient_accumulation=4)
     save_job(with_value(load_job(job), "job.gpus", list(range(gpus))), job, fresh=True)
     return job
 
@@ -62,9 +72,9 @@ def submitted(job: Path, capsys: pytest.CaptureFixture[str], *options: str) -> s
     return out.strip()
 
 
-def until_it_trains(job: Path) -> None:
+def until_it_trains(job: Path, sign: str = '"kind":"step"') -> None:
     file = job.parent / "runs/t/events.jsonl"
-    until(lambda: file.exists() and '"kind":"step"' in file.read_text(), f"a step: {log(job)}")
+    until(lambda: file.exists() and sign in file.read_text(), f"{sign}: {log(job)}")
 
 
 def log(job: Path) -> str:
@@ -121,6 +131,66 @@ def test_two_nodes_that_are_warned_go_on_together_and_make_the_loras_of_one_proc
     with Trainers(cache=tmp_path / "cache") as trainers:
         assert trainers.run(straight, gpus=[0]) == 0
     require_one_stop(job, straight.parent / "runs/t")
+
+
+@pytest.mark.parametrize("dies", ["tasks", *thorough("node")])
+def test_a_node_of_two_that_dies_is_no_end_and_the_loras_are_those_of_an_undisturbed_run(
+    cluster: SlurmCluster, tiny: Path, tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str], dies: str
+):
+    """Where the node's slurmd lives, Slurm is told that a step failed, and the script asks for the queue; else Slurm
+    finds the node dead, and begins the job anew on one that is left."""
+    job = a_job(tmp_path, tiny)
+    number = submitted(job, capsys, "--nodes", "2")
+    until_it_trains(job, '"kind":"checkpoint"')
+    if dies == "tasks":
+        cluster.kill_tasks("n2")
+    else:
+        cluster.kill_node("n2")
+    until(lambda: cluster.state(number) in ("COMPLETED", "FAILED"), log(job))
+    if dies == "node":
+        assert "NodeList=n[1,3]" in cluster.ask("scontrol", "show", "job", number)
+        cluster.mend("n2")
+    told = events(job.parent / "runs/t")
+    assert [e.kind for e in told].count("started") == 2 and told[-1].kind == "done", log(job)
+    (failed,) = [e for e in told if e.kind == "failed"]
+    assert "rank 1 of 2 was killed or has crashed" in failed.data["cause"] and not failed.data["user"]
+    assert differences(job.parent / "runs/t", alone) == []
+
+
+@pytest.mark.thorough
+def test_a_partition_with_a_grace_time_lets_the_run_save(
+    cluster: SlurmCluster, tiny: Path, tmp_path: Path, alone_for_long: Path, capsys: pytest.CaptureFixture[str]
+):
+    job = a_job(tmp_path, tiny, steps=LONG)
+    number = submitted(job, capsys, "--partition", "graced")
+    until_it_trains(job)
+    urgent = cluster.fill()
+    until(lambda: cluster.state(urgent) == "RUNNING", log(job))
+    cluster.ask("scancel", urgent)
+    until(lambda: cluster.state(number) in ("COMPLETED", "FAILED", "PREEMPTED"))
+    require_one_stop(job, alone_for_long)
+
+
+@pytest.mark.thorough
+def test_a_time_limit_that_runs_out_is_no_end(
+    cluster: SlurmCluster,
+    tiny: Path,
+    tmp_path: Path,
+    alone_for_long: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Of a minute: the least that Slurm takes."""
+    monkeypatch.setattr(slurm, "stop_grace", lambda *_: 5)
+    monkeypatch.setattr(slurm_script, "WARNED", 20)
+    monkeypatch.setattr(slurm_script, "LATE", 10)
+    job = a_job(tmp_path, tiny, steps=LONG)
+    number = submitted(job, capsys, "--time", "0:01")
+    until(lambda: cluster.state(number) in ("COMPLETED", "FAILED", "TIMEOUT"))
+    told = events(job.parent / "runs/t")
+    assert told[-1].kind == "done" and all("SIGTERM" in e.data["why"] for e in told if e.kind == "stopped"), log(job)
+    assert [e.kind for e in told].count("stopped") >= 1
+    assert differences(job.parent / "runs/t", alone_for_long, extra_saves=True) == []
 
 
 def test_a_job_that_is_cancelled_saves_and_does_not_come_back(

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
+import msgspec
 import pytest
 
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.machine.torchrun import stop_options
+from presets.runs.events import Event, EventKind
 from tests.helpers.jobs import events, write_job
 from tests.helpers.training.attempts import ONE_THREAD
 from tests.helpers.waiting import PATIENCE, until
@@ -141,7 +144,16 @@ def test_more_nodes_than_were_measured_are_submitted_and_spoken_of(
 
 
 def text(**more: object) -> str:
-    given = {"name": "orbit", "gpus": 1, "nodes": 1, "minutes": 754, "partition": "", "ram": 0, "grace": 180}
+    given = {
+        "name": "orbit",
+        "gpus": 1,
+        "nodes": 1,
+        "minutes": 754,
+        "partition": "",
+        "ram": 0,
+        "grace": 180,
+        "restarts": 3,
+    }
     wanted = Wanted(**given | more)
     return script(
         Path("/a b/j.toml"), Path("/out"), wanted, Path("/out/5%.log"), first=[], again=["--resume"], started=None
@@ -211,7 +223,7 @@ def node(tmp_path: Path) -> Path:
 
 def on_node(node: Path, said: str, *, restarts: int) -> subprocess.Popen[str]:
     """The script where it runs, its trainer the one of the node."""
-    said = said.replace(shlex.quote(sys.executable), shlex.quote(str(node / "train")))
+    said = said.replace(f"{shlex.quote(sys.executable)} -m engine", f"{shlex.quote(str(node / 'train'))} -m engine")
     given = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": str(restarts), "SLURM_FOLDER": str(node)}
     return subprocess.Popen(
         ["bash", "-c", said],
@@ -226,8 +238,15 @@ def a_run(folder: Path, *kinds: str) -> Path:
     run = folder / "orbit"
     run.mkdir(exist_ok=True)
     (run / "job.toml").touch()
-    (run / "events.jsonl").write_text("".join(f'{{"v":1,"kind":"{kind}"}}\n' for kind in kinds))
+    (run / "events.jsonl").write_text("".join(line(kind) for kind in kinds))
     return run
+
+
+def line(kind: str, **data: object) -> str:
+    """An event."""
+    given = {"resumed_from": 0, "step": 3, "path": "", **data}
+    event = Event(seq=1, time=0.0, run="r", attempt=1, kind=cast(EventKind, kind), data=given)
+    return msgspec.json.encode(event).decode() + "\n"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +267,7 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
     """A second warning reaches no trainer that saves."""
     run = a_run(tmp_path, "started", "step")
     (node / "standing").write_text(standing)
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180)
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
     said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
     process = on_node(node, said, restarts=0)
     try:
@@ -257,7 +276,7 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
         until(lambda: (node / "signals").exists())
         process.send_signal(signal.SIGTERM)
         with (run / "events.jsonl").open("a") as events_file:
-            events_file.write('{"v":1,"kind":"stopped","data":{"why":"SIGTERM received"}}\n')
+            events_file.write(line("stopped", why="SIGTERM received"))
         (node / "saved").touch()
         err = process.communicate(timeout=PATIENCE)[1]
     finally:
@@ -271,10 +290,36 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
 def test_a_run_that_stopped_before_and_failed_now_does_not_ask_for_the_queue(node: Path, tmp_path: Path):
     a_run(tmp_path, "started", "stopped")
     (node / "saved").touch()
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180)
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
     said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
     assert on_node(node, said, restarts=1).wait(PATIENCE) == 75
     assert not (node / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "standing", "asked"),
+    [
+        ({"cause": "rank 1 of 2 was killed or has crashed", "user": False}, RUNNING, ["show", "requeue"]),
+        ({"cause": "no clips", "user": True}, RUNNING, ["show"]),
+        ({"cause": "rank 1 of 2 was killed", "user": False}, RUNNING.replace("RUNNING", "COMPLETING"), ["show"]),
+    ],
+)
+def test_what_failed_for_a_reason_that_may_pass_asks_for_the_queue_while_the_job_has_its_nodes(
+    node: Path, tmp_path: Path, data: dict[str, object], standing: str, asked: list[str]
+):
+    run = a_run(tmp_path)
+    (node / "standing").write_text(standing)
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    process = on_node(node, said, restarts=0)
+    try:
+        until(lambda: (node / "hears").exists())
+        (run / "events.jsonl").write_text(line("started") + line("step") + line("failed", **data))
+        (node / "saved").touch()
+        assert process.wait(PATIENCE) == 75
+    finally:
+        process.kill()
+    assert [words.split()[0] for words in (node / "asked").read_text().splitlines()] == asked
 
 
 def test_the_processes_of_several_nodes_are_warned_by_scancel():
@@ -299,7 +344,7 @@ def test_the_step_to_go_back_to_is_asked_for_until_the_run_has_gone_back(
     said = script(
         Path("/j.toml"),
         tmp_path,
-        Wanted("orbit", 1, 1, 60, "", 0, 180),
+        Wanted("orbit", 1, 1, 60, "", 0, 180, 3),
         Path("/l"),
         first=["--resume", "--from", "4"],
         again=["--resume"],
@@ -322,7 +367,7 @@ def test_a_resume_from_a_step_says_so_in_the_script(tiny: Path, tmp_path: Path, 
 
 
 def test_a_first_node_that_scontrol_does_not_name_is_one_error(node: Path, tmp_path: Path):
-    wanted = Wanted("orbit", 1, 2, 60, "", 0, 180)
+    wanted = Wanted("orbit", 1, 2, 60, "", 0, 180, 3)
     said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
     process = on_node(node, said, restarts=0)
     err = process.communicate(timeout=PATIENCE)[1]
