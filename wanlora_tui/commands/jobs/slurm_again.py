@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from presets.runs.events import DamagedLine, Event, read_events
+from presets.text import escape_output
 
 
 def why_not(events: Iterable[Event], restarts: int) -> str | None:
@@ -52,4 +53,5 @@ def main(path: str, offset: str, restarts: str) -> int:
 
 
 if __name__ == "__main__":
+    escape_output()
     sys.exit(main(*sys.argv[1:]))
