@@ -265,7 +265,9 @@ class SheetView(ScrollView, can_focus=True, inherit_bindings=False):
         self.post_message(self.Moved())
 
     def on_resize(self) -> None:
+        """The cursor stays in sight; it may have been put somewhere before there was any size."""
         self.post_message(self.Moved())
+        self.call_after_refresh(lambda: self.go(*self.cursor))
 
     def on_click(self, event: events.Click) -> None:
         event.stop()

@@ -201,6 +201,17 @@ async def test_a_sheet_of_all_prompts_and_steps(size: tuple[int, int], tmp_path:
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
 
 
+async def test_the_cursor_of_a_sheet_stays_in_sight_in_a_terminal_of_another_size(tmp_path: Path):
+    filmed(tmp_path / "orbit_v1", prompts=4, steps=(0, 20, 40, 60, 80, 100))
+    app = app_over(tmp_path / "orbit_v1")
+    async with app.run_test(size=(160, 48)) as pilot:
+        await begin(pilot, "t", ContactSheet)
+        await until(pilot, lambda: "▸ step 100" in screen_text(app), "the newest")
+        for size in ((50, 14), (100, 30)):
+            await pilot.resize_terminal(*size)
+            await until(pilot, lambda: "▸ step 100" in screen_text(app), "the same, in sight")
+
+
 async def test_a_branch_that_was_left_is_compared_with_what_is_kept(tmp_path: Path):
     run = tmp_path / "orbit_v1"
     tape = filmed(run, prompts=1, steps=(0, 50, 100))
