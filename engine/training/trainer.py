@@ -12,13 +12,14 @@ from typing import Literal
 
 from engine.parallel.orders import Steps
 from engine.parallel.quiet import take_warnings, warn
-from engine.parallel.team import Team
+from engine.parallel.team import RankFailed, Team
 from engine.runfolder import checkpoint
 from engine.runfolder.control import StopRequested
 from engine.runfolder.disk_full import until_events_are_written
 from engine.runfolder.resume import set_aside_later_files
 from engine.system import fault_injection
 from engine.system.durable_files import sync_folders
+from engine.system.pinned_memory import HostMemoryRefused
 from engine.training.commands import apply_commands
 from engine.training.context import Run
 from engine.training.placement import settle
@@ -141,7 +142,10 @@ def take_turns(run: Run, team: Team, order: Steps, tell: Callable[[StepTaken], N
         settle(run, team)
     own = [step for step in range(order.first, order.end) if expert_at(run.job, step) == team.part.expert]
     learner = run.learners[expert_at(run.job, own[0])] if own else None
-    before = learner.copied() if learner is not None and own[0] > order.first else None
+    try:
+        before = learner.copied() if learner is not None and own[0] > order.first else None
+    except HostMemoryRefused as e:  # the others are in their steps, and would wait for this one's
+        raise RankFailed(f"rank {team.rank.number}, to be able to go back to step {order.first}: {e}") from e
     everyone = team.exchange(take_own_steps(run, team, own, tell))
     taken = everyone[team.rank.number].taken
     if learner is not None and before is not None and taken and taken[-1].step >= reached_by(order.first, everyone):

@@ -20,7 +20,9 @@ from engine.parallel.lost_clips import ClipLost
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
 from engine.parallel.team import RankFailed
-from engine.system import fault_injection
+from engine.system import fault_injection, host_copy
+from engine.system.host_copy import HostCopy
+from engine.system.pinned_memory import HostMemoryRefused
 from engine.training import placement, prepare, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
@@ -182,8 +184,15 @@ def test_warnings_of_another_rank_are_logged_with_its_number(bench: Bench, monke
 
 
 @pytest.mark.parametrize("ended_after", [1, 2])
-def test_what_an_expert_has_learnt_beyond_the_step_at_which_the_other_ended_is_let_go(bench: Bench, ended_after: int):
-    """Steps 0 and 1 are high noise's, 2 and 3 low noise's, which this rank takes at the same time."""
+def test_what_an_expert_has_learnt_beyond_the_step_at_which_the_other_ended_is_let_go(
+    bench: Bench, ended_after: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Steps 0 and 1 are high noise's, 2 and 3 low noise's, which this rank takes at the same time. Where there is no
+    memory for what it may have to go back to, it ends before any step."""
+
+    def refused(size: int, *, pinned: bool) -> torch.Tensor:
+        raise HostMemoryRefused("2 GiB of RAM are needed, and 1 GiB are free")
+
     first = [OwnSteps(taken=[StepTaken({"step": step + 1}, [], True) for step in range(ended_after)])]
     run = run_with(bench, lambda mine: mine)
     run.team = SimpleNamespace(
@@ -203,6 +212,10 @@ def test_what_an_expert_has_learnt_beyond_the_step_at_which_the_other_ended_is_l
     kept = all(torch.equal(a, b) for a, b in zip(before, learner.values.values(), strict=True))
     assert kept == (ended_after == 1)
     assert bool(learner.optimizer.state) == (ended_after == 2)
+    with monkeypatch.context() as patch, pytest.raises(RankFailed, match="rank 1, to be able to go back to step 0"):
+        patch.setattr(host_copy, "host_buffer", refused)
+        learner.copy = HostCopy(pinned=False)
+        take_turns(run, run.team, Steps(0, 4, run.job), lambda taken: None)
 
 
 def test_ranks_with_several_plans_go_on_with_that_of_the_one_that_went_furthest_down(
