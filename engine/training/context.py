@@ -32,7 +32,7 @@ from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
 from engine.system.host_copy import Copied, HostCopy, bytes_to_copy
 from engine.system.placement import Placement
-from engine.training.optimizer import Ema, build_optimizer, parameter_groups
+from engine.training.optimizer import Ema, build_optimizer, load_state, parameter_groups
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
@@ -73,7 +73,7 @@ class Learner:
     ) -> None:
         """Go on from a saved state. Without an average, where one is kept, it begins with the values."""
         lora.load_tensors(self.parameters, values)
-        self.optimizer.load_state_dict(optimizer)
+        load_state(self.optimizer, optimizer)
         if self.ema:
             self.ema.load(values if average is None else average)
 

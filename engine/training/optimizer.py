@@ -132,6 +132,15 @@ def step_if(optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
         optimizer.step()
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Go on from a saved state. Which kernels make the steps is up to the device that is here: a state saved on a CPU
+    names others, which a card cannot tell that a step is not finite."""
+    fused, groups = optimizer.defaults.get("fused"), state["param_groups"]
+    if fused is not None:
+        groups = [{**group, "fused": fused} for group in groups]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 class Ema:
     """A running average of the LoRA: average = decay * average + (1 - decay) * value, after each step of the expert."""
 

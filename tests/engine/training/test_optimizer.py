@@ -1,3 +1,4 @@
+import copy
 import math
 import sys
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from engine.runfolder.checkpoint import State, load, save
-from engine.training.optimizer import Ema, build_optimizer, clip_gradients, lr_at, step_if
+from engine.training.optimizer import Ema, build_optimizer, clip_gradients, load_state, lr_at, step_if
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
 
@@ -126,6 +127,31 @@ def test_a_step_that_is_not_finite_moves_neither_weights_nor_state(fused, at):
     assert not torch.equal(p, train(GRADS[:-1])[0])
 
 
+@pytest.mark.parametrize(("before", "now"), [(False, True), (True, False)])
+def test_a_run_goes_on_with_the_kernels_of_the_device_that_it_resumes_on(before, now):
+    """A checkpoint of a CPU on a card, and the other way round."""
+
+    def trained(optimizer: torch.optim.Optimizer, p: torch.nn.Parameter, grads: list[torch.Tensor]) -> None:
+        for g in grads:
+            p.grad = g.clone()
+            step_if(optimizer, torch.isfinite(clip_gradients([p], 1.0)))
+
+    def new(start: torch.Tensor, *, fused: bool) -> tuple[torch.optim.Optimizer, torch.nn.Parameter]:
+        p = torch.nn.Parameter(start.clone())
+        return torch.optim.AdamW([p], lr=0.01, fused=fused), p
+
+    straight, p = new(START, fused=before)
+    trained(straight, p, GRADS[:2])
+    resumed, q = new(p.detach(), fused=now)
+    load_state(resumed, copy.deepcopy(straight.state_dict()))
+    assert [group["fused"] for group in resumed.param_groups] == [now]
+    grads = [torch.full_like(START, math.nan), *GRADS[2:]]
+    trained(straight, p, grads)
+    trained(resumed, q, grads)
+    torch.testing.assert_close(q, p)
+    assert resumed.state[q]["step"] == len(GRADS) and not torch.equal(q, START)
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "prodigy", "adamw8bit"])
 def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_path, capsys):
     """Trained on, then saved, loaded into a new one, and both trained on."""
@@ -164,7 +190,7 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_pa
     state, (resumed, other) = load(folder), new()
     for i, p in enumerate(resumed):
         p.data.copy_(state.lora["low_noise"][str(i)])
-    other.load_state_dict(state.optimizer["low_noise"])
+    load_state(other, state.optimizer["low_noise"])
     train(resumed, other, range(3, 6))
     assert all(torch.equal(a, b) for a, b in zip(straight, resumed, strict=True))
     assert not torch.equal(straight[0], state.lora["low_noise"]["0"])
