@@ -35,8 +35,8 @@ from engine.system.placement import Placement
 from engine.training.optimizer import Ema, build_optimizer, load_state, parameter_groups
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
-from presets.job.schema import Job
-from presets.planner.sizes import OPTIMIZER_BYTES
+from presets.job.schema import Job, TrainingPanel
+from presets.planner.sizes import state_bytes
 from presets.runs.history import Setting
 
 
@@ -84,12 +84,17 @@ def learners_of(job: Job, experts: Experts, placement: Placement) -> dict[Expert
     for expert, parameters in experts.parameters.items():
         optimizer = build_optimizer(training, parameter_groups(parameters, experts.layers[expert]))
         ema = Ema(training.ema_decay, parameters) if training.ema else None
-        count = sum(p.numel() for p in parameters.values())
-        # of a LoRA's tensor the optimizer keeps two as large, and one that counts
-        tensors = len(parameters) * (5 if ema else 4)
-        most = bytes_to_copy(tensors, count * (4 * (2 if ema else 1) + OPTIMIZER_BYTES[training.optimizer]))
-        out[expert] = Learner(parameters, optimizer, ema, HostCopy(pinned=placement.pinned, least=most))
+        copy = HostCopy(pinned=placement.pinned, least=most_bytes(training, parameters))
+        out[expert] = Learner(parameters, optimizer, ema, copy)
     return out
+
+
+def most_bytes(training: TrainingPanel, parameters: lora.LoraParameters) -> int:
+    """What `Learner.copied` takes at most, once there have been steps."""
+    weights = sum(p.nbytes for p in parameters.values()) * (2 if training.ema else 1)
+    kept = sum(state_bytes(training.optimizer, *p.shape, zero=False) for p in parameters.values())
+    # itself and its average; of 8-bit AdamW six, of others fewer, with one that counts
+    return bytes_to_copy(8 * len(parameters), weights + kept)
 
 
 @dataclass(frozen=True)
