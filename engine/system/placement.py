@@ -4,6 +4,7 @@ Which plan puts an expert's weights there is engine.training.placement's; page-l
 engine.system.pinned_memory's.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -28,4 +29,7 @@ class Placement:
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         """It, on the device. Where host memory is page-locked it is copied in its turn, and nobody waits for what the
         device has to do before."""
-        return (tensor.pin_memory() if self.pinned else tensor).to(self.device, non_blocking=self.pinned)
+        if self.pinned:
+            with suppress(RuntimeError):  # the system locks no more: what CUDA says then is what a full card says
+                tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=self.pinned)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def optimizer_of(training: TrainingPanel, parameters: list[torch.nn.Parameter]) 
 
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "prodigy", "adamw8bit"])
-def test_what_later_copies_take_is_known_before_the_first_step(kind, ema):
+def test_what_later_copies_take_is_known_before_the_first_step(kind: Any, ema: bool) -> None:
     """Else the memory of the second one would be made while a card waits."""
     training = TrainingPanel(optimizer=kind, ema=ema)
     shapes = [(16, 320), (320, 16), (4, 320), (832, 4), (3, 5)]  # large and small for 8 bits, one that is not aligned
