@@ -72,16 +72,19 @@ PLANS: dict[str, dict[str, Any]] = {
 DEFAULT = [
     "41x512x512:baseline",
     "41x512x512:kept",
+    "41x512x512:kept-lean",
     "41x512x512:resident",
     "41x512x512:resident-20",
     "41x512x512:streamed-device",
     "41x512x512:streamed",
+    "41x512x512:streamed-hidden",
     "41x512x512:streamed-small",
     "41x512x512:mixed",
     "41x768x768:mixed",
     "41x1024x1024:mixed",
     "81x480x832:baseline",
     "81x480x832:streamed-chunked",
+    "81x480x832:streamed-chunked-hidden",
     "81x720x1280:streamed-chunked",
 ]
 
