@@ -35,9 +35,11 @@ from engine.system.placement import Placement
 from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert
-from presets.job.schema import Job
-from presets.planner.sizes import OPTIMIZER_BYTES
+from presets.job.schema import Job, TrainingPanel
+from presets.planner.sizes import state_bytes
 from presets.runs.history import Setting
+
+MOST_KEPT = 6  # tensors that an optimizer keeps for one: adamw8bit, two moments with their scales and tables
 
 
 @dataclass
@@ -84,12 +86,18 @@ def learners_of(job: Job, experts: Experts, placement: Placement) -> dict[Expert
     for expert, parameters in experts.parameters.items():
         optimizer = build_optimizer(training, parameter_groups(parameters, experts.layers[expert]))
         ema = Ema(training.ema_decay, parameters) if training.ema else None
-        count = sum(p.numel() for p in parameters.values())
-        # of a LoRA's tensor the optimizer keeps two as large, and one that counts
-        tensors = len(parameters) * (5 if ema else 4)
-        most = bytes_to_copy(tensors, count * (4 * (2 if ema else 1) + OPTIMIZER_BYTES[training.optimizer]))
-        out[expert] = Learner(parameters, optimizer, ema, HostCopy(pinned=placement.pinned, least=most))
+        copy = HostCopy(pinned=placement.pinned, least=most_copied(training, parameters))
+        out[expert] = Learner(parameters, optimizer, ema, copy)
     return out
+
+
+def most_copied(training: TrainingPanel, parameters: lora.LoraParameters) -> int:
+    """Bytes of a copy of all that an expert has learnt, at most: before its first step the optimizer keeps nothing."""
+    of_each = 2 if training.ema else 1
+    kept = [
+        4 * of_each * p.numel() + state_bytes(training.optimizer, *p.shape, zero=False) for p in parameters.values()
+    ]
+    return bytes_to_copy(len(kept) * (of_each + MOST_KEPT), sum(kept))
 
 
 @dataclass(frozen=True)
