@@ -36,11 +36,11 @@ class Signs:
         hangs: Callable[[str], None],
         *,
         limit: float = HANGS_SECONDS,
-        kept_by: str = "the first host",
+        kept_by: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`hangs` is given the cause, in the thread of this. `limit`: seconds without a sign. `kept_by`: whose the
-        store is, for people."""
+        store is, for people; "" where it is this host's."""
         self._store, self._number, self._hangs = store, number, hangs
         self._limit, self._kept_by, self._clock = limit, kept_by, clock
         self._count, self._doing, self._waiting = 0, "it had just begun", False
@@ -98,6 +98,8 @@ class Signs:
                 self._note(self._seen, rank, doing)
             self._answered = now
         except RuntimeError:  # it was in a process that has died, or its host is cut off
+            if not self._kept_by:  # torchrun has died, and the ranks go on: who dies of those is noticed elsewhere
+                return False
             self._lost = True
         return self._judged()
 

@@ -78,7 +78,7 @@ class Team:
                 where=f"rank {rank.number}",
                 fix="Start all of them with one torchrun command, or unset WORLD_SIZE to train with one process",
             ) from e
-        first = f"the first host ({os.environ['MASTER_ADDR']})"
+        first = f"the first host ({os.environ['MASTER_ADDR']})" if rank.several_hosts else ""
         self._lost, self._watch = lost, Watch({}, self._on_lost)
         self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS, kept_by=first)
         self._all = dist.new_group(backend=backend, timeout=PATIENCE)
@@ -142,7 +142,10 @@ class Team:
         told: list[Any] = [None, None]
         self.ask(lambda: dist.recv_object_list(told, src=rank, group=self._all))
         outline, size = told
-        flat = room(size)
+        try:
+            flat = room(size)
+        except UserError as e:  # that rank sends, and would wait for this one while the next order is given
+            raise RankFailed(f"rank {self.rank.number}, for what rank {rank} has learnt: {e}") from e
         self.ask(lambda: dist.recv(flat, src=rank, group=self._all))
         return Copied(outline, flat)
 
@@ -257,7 +260,7 @@ class Team:
         try:
             with self.signs.waiting():
                 collective()
-        except torch.OutOfMemoryError:  # a RuntimeError too: this rank's own, and nobody has died
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # RuntimeErrors too: this rank's own, and nobody died
             raise
         except RuntimeError as e:
             # most likely a rank has died: the watch is about to say which, and to end this process

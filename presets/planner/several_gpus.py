@@ -18,7 +18,7 @@ from presets.facts.facts import Facts
 from presets.job.expert_schedule import EXPERTS, Expert, steps_of, trained_experts
 from presets.job.gpu_shares import apart, at_once, for_one_step, of_experts, of_previews, require_fits
 from presets.job.schema import Job
-from presets.planner.choose import Choice, choose_work
+from presets.planner.choose import Choice, DoesNotFit, choose_work
 from presets.planner.coefficients import FITTED as c
 from presets.planner.costs import Costs, predict
 from presets.planner.plan import Plan
@@ -218,9 +218,9 @@ def stop_grace(job: Job, shape: ExpertShape, gpus: int, choice: Choice | None) -
 
 def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], Shared] | None:
     """The job's GPU and a second of its kind that is as free, and the job with an expert on each. None where there is
-    no such GPU, and where one expert trains alone. `hardware`: the job's GPU with
-    nothing else running. Raises UserError where the job fits on none."""
-    if len(job.job.gpus) != 1 or len(trained_experts(job)) < 2 or facts.machine is None:
+    no such GPU, where the experts would not train apart, and where the host has no memory for both. `hardware`: the
+    job's GPU with nothing else running. Raises UserError where the card does not run its precision."""
+    if len(job.job.gpus) != 1 or not apart(job, 2) or facts.machine is None:
         return None
     mine = next((gpu for gpu in facts.machine.gpus if gpu.index == job.job.gpus[0]), None)
     free = [
@@ -232,7 +232,10 @@ def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], 
         and (gpu.name, gpu.vram_total) == (mine.name, mine.vram_total)
         and gpu.vram_free >= FREE * gpu.vram_total
     ]
-    return ([job.job.gpus[0], free[0]], share_out(job, facts, hardware, 2)) if free else None
+    try:
+        return ([job.job.gpus[0], free[0]], share_out(job, facts, hardware, 2)) if free else None
+    except DoesNotFit:
+        return None
 
 
 def _how(divided: bool, together: int, each: int) -> str:

@@ -6,9 +6,12 @@ gives a job a while to save.
 
 import getpass
 import os
+import re
 import shutil
+import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -132,6 +135,16 @@ class SlurmCluster:
         options = ["--partition=urgent", nodes, "--gpus-per-node=2", "--output=/dev/null"]
         return self.ask("sbatch", "--parsable", *options, "--wrap=exec sleep 3600")
 
+    def hold_until_warned(self) -> None:
+        """Have what trains do nothing until SIGTERM has come, however long Slurm takes, and however fast it trains."""
+        trainers = [process for process in self._of_jobs() if "engine" in process.cmdline()]
+        for trainer in trainers:
+            trainer.suspend()
+        until(lambda: all(trainer.status() == psutil.STATUS_STOPPED for trainer in trainers))
+        until(lambda: any(_is_warned(trainer) for trainer in trainers), "a warning")
+        for trainer in trainers:
+            trainer.resume()
+
     def kill_tasks(self, node: str) -> None:
         """What jobs run on a node. Slurm is told how they ended."""
         self._kill_jobs(SLURMD_NODENAME=node)
@@ -156,12 +169,23 @@ class SlurmCluster:
 
     def _kill_jobs(self, *, launchers: bool = False, **of: str) -> None:
         """The processes of jobs that are not over and have this in their environment."""
+        for process in self._of_jobs(**of):
+            with suppress(psutil.Error):
+                parent = process.parent()
+                process.kill()
+                # it hides its own environment
+                if launchers and parent is not None and parent.name().startswith("slurmstepd"):
+                    parent.kill()
+
+    def _of_jobs(self, **of: str) -> Iterator[psutil.Process]:
         wanted = {"SLURM_CONF": self.environment["SLURM_CONF"], **of}.items()
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if wanted <= process.environ().items():
-                    parent = process.parent()
-                    process.kill()
-                    # it hides its own environment
-                    if launchers and parent is not None and parent.name().startswith("slurmstepd"):
-                        parent.kill()
+                    yield process
+
+
+def _is_warned(process: psutil.Process) -> bool:
+    """Whether SIGTERM waits for it, or what sent that has let it go on."""
+    pending = re.findall(r"^ShdPnd:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return bool(int(pending[0], 16) & 1 << signal.SIGTERM - 1) or process.status() != psutil.STATUS_STOPPED

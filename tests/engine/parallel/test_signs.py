@@ -25,11 +25,14 @@ class Store:
 class Ranks:
     """So many ranks, each with a list of what it was told. They look when the test has them look."""
 
-    def __init__(self, world: int, *, limit: float = LIMIT, store: Store | None = None) -> None:
+    def __init__(
+        self, world: int, *, limit: float = LIMIT, store: Store | None = None, kept_by: str = "the first host"
+    ) -> None:
         self.now, self.told, self.stopped = 0.0, [list[str]() for _ in range(world)], set[int]()
         store = store or Store()
         self.signs = [
-            Signs(store, n, world, self.told[n].append, limit=limit, clock=lambda: self.now) for n in range(world)
+            Signs(store, n, world, self.told[n].append, limit=limit, kept_by=kept_by, clock=lambda: self.now)
+            for n in range(world)
         ]
 
     def __enter__(self) -> "Ranks":
@@ -169,3 +172,12 @@ def test_a_host_that_does_not_answer_is_named_by_who_waits():
         ranks.pass_by(4)
         said = "the first host has not answered for 30 minutes: it hangs, or the way to it is lost"
         assert ranks.told[0][0] == said and ranks.told[1] == []
+
+
+def test_ranks_of_one_host_wait_for_a_long_preview_though_their_launcher_has_died_with_the_store():
+    with Ranks(2, store=Gone(), kept_by="") as ranks, ranks.signs[1].waiting():
+        ranks.pass_by(1)
+        for _ in range(8):
+            ranks.signs[0].give("a preview")
+            ranks.pass_by(0.9 * LIMIT)
+        assert ranks.told == [[], []]

@@ -50,16 +50,17 @@ class Unwatched:
         raise AssertionError("it looks for who has died")
 
 
-def test_memory_that_runs_out_in_an_exchange_is_nobody_s_death():
-    """To look for who has died takes ten seconds."""
+@pytest.mark.parametrize("own", [torch.OutOfMemoryError("on purpose"), torch.AcceleratorError("CUDA error: illegal")])
+def test_what_befalls_this_rank_s_own_gpu_in_an_exchange_is_nobody_s_death(own: Exception):
+    """To look for who has died takes ten seconds, and what is found is no way to another host that has broken."""
     mine = object.__new__(team.Team)
     mine.signs, mine._watch = Unwatched(), Unwatched()  # type: ignore[assignment]
 
-    def out_of_memory() -> None:
-        raise torch.OutOfMemoryError("on purpose")
+    def collective() -> None:
+        raise own
 
-    with pytest.raises(torch.OutOfMemoryError):
-        mine.ask(out_of_memory)
+    with pytest.raises(type(own)):
+        mine.ask(collective)
 
 
 def test_two_hosts_of_one_name_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -172,3 +173,35 @@ def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(wait: str)
             rank.wait(PATIENCE)
     no_sign = "its process has given no sign of life for 0.0333 minutes (it waited for the others)"
     assert said.strip() == f"rank 1 of 2 hangs: {no_sign}" and ranks[0].returncode == 3
+
+
+NO_ROOM = """
+from engine.parallel.orders import Show
+from engine.system.pinned_memory import HostMemoryRefused
+
+def refused(size):
+    raise HostMemoryRefused("2 GiB of RAM are needed")
+
+if number == 1:
+    mine.next_order()
+    mine.send(Copied({}, torch.zeros(10**7, dtype=torch.uint8)))
+    mine.next_order()
+try:
+    with mine.at_work(Show()):
+        mine.receive(1, refused)
+except team.RankFailed as e:
+    print(e, flush=True)
+mine.end(1)
+"""
+
+
+def test_a_first_rank_without_room_for_what_the_other_has_learnt_ends_both_with_that_cause():
+    """The other is sending it, and hears no order meanwhile."""
+    ranks = two(NO_ROOM)
+    try:
+        said = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert said[0].strip() == "rank 0, for what rank 1 has learnt: 2 GiB of RAM are needed"
+    assert [rank.returncode for rank in ranks] == [0, 3], said

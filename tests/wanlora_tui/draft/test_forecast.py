@@ -104,8 +104,8 @@ def test_a_line_of_sixty_columns_says_time_and_price_whatever_the_reason() -> No
 
 
 def test_a_second_free_card_is_proposed_with_its_hours() -> None:
-    def second(**more: object) -> Machine:
-        return machine(CARD, gpu(24, 1, name=CARD.name, capability=(8, 9), **more), ram_gib=192)
+    def second(ram_gib: float = 192, **more: object) -> Machine:
+        return machine(CARD, gpu(24, 1, name=CARD.name, capability=(8, 9), **more), ram_gib=ram_gib)
 
     def proposed(on: Machine, **values: object) -> str:
         return reckon(a_job(**values), facts(on=on)).means.get("job.gpus", "")
@@ -118,3 +118,4 @@ def test_a_second_free_card_is_proposed_with_its_hours() -> None:
     assert proposed(second(vram_free=2**33)) == ""
     assert proposed(second(), multistage__low_noise=False) == ""
     assert proposed(second(), job__gpus=[0, 1]) == ""
+    assert proposed(second(ram_gib=22)) == ""  # enough for one

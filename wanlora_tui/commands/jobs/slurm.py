@@ -98,6 +98,12 @@ def submit_slurm(args: Namespace) -> int:
         )
     if not f"{args.job.resolve()}{out}{args.partition}".isprintable():
         raise UserError("a path that is written into a script may hold no control characters", where=str(out))
+    if "\\" in str(log):
+        raise UserError(
+            "Slurm takes no backslash in the path of what a script says",
+            where=str(out),
+            fix="Name another folder with --out",
+        )
     events = out / job.job.name / EVENTS_FILE
     began = events.stat().st_size if events.exists() else 0
     with replacing(file) as aside:

@@ -94,7 +94,7 @@ if [[ -z $node ]]; then
 fi
 export node port=$((20000 + SLURM_JOB_ID % 10000))
 """
-WARN = 'kill -TERM "$trainer"'
+WARN = "kill -TERM $!"
 WARN_NODES = 'scancel --signal=TERM "$SLURM_JOB_ID"'  # its steps; an srun that hears SIGTERM kills them with SIGKILL
 TEMPLATE = """#!/bin/bash
 {asked}
@@ -107,26 +107,27 @@ fi
 before=$(tail -n 1 "$run/events.jsonl" 2> /dev/null)
 cd / # so that no folder of yours is taken for a package of the trainer's
 {node}warned=
-# Once: Slurm may warn again, and a launcher that hears a third signal leaves the trainer, which is saving.
-trap '[[ -n $warned ]] || {warn}; warned=1' TERM
+# Once: Slurm may warn again, also while this is handed on, and a launcher that hears a third signal leaves the trainer,
+# which is saving. $! is the trainer as soon as there is one.
+trap '[[ -n $warned ]] || {{ warned=1; {warn}; }}' TERM
 {train} "${{options[@]}}" &
-trainer=$!
-wait "$trainer"
-while kill -0 "$trainer" 2> /dev/null; do # a warning has ended the wait
-    wait "$trainer"
+wait $!
+while kill -0 $! 2> /dev/null; do # a warning has ended the wait
+    wait $!
 done
-wait "$trainer"
+wait $!
 code=$?
 # A warning has stopped it, to this script or to the trainer alone, and it has saved: into the queue again. So where it
-# has failed and another attempt may go well. Not where somebody cancels the job, nor where Slurm has put it there
-# itself. (A job that ends is COMPLETING in either case.)
+# has failed and another attempt may go well, or was warned before it could hear that. Not where somebody cancels the
+# job, nor where Slurm has put it there itself. (A job that ends is COMPLETING in either case.)
 last=$(tail -n 1 "$run/events.jsonl" 2> /dev/null)
-if [[ $code -ne 0 && $last != "$before" ]]; then
+said= saved=
+[[ $last != "$before" ]] && said=1
+[[ -n $said && $last == *'"kind":"stopped"'*SIGTERM* ]] && saved=1
+if [[ $code -ne 0 && -n $said$warned ]]; then
     job="$(scontrol show job "$SLURM_JOB_ID" --oneliner) "
-    saved=
-    [[ $last == *'"kind":"stopped"'*SIGTERM* ]] && saved=1
-    if [[ -n $saved && $job == *" PreemptTime=2"* ]] || {{
-        [[ $job == *" JobState=RUNNING "* ]] && {may_go_on} "$run/events.jsonl" {began} {restarts}
+    if [[ ( -z $said || -n $saved ) && $job == *" PreemptTime=2"* ]] || {{
+        [[ -n $said && $job == *" JobState=RUNNING "* ]] && {may_go_on} "$run/events.jsonl" {began} {restarts}
     }}; then
         scontrol requeue "$SLURM_JOB_ID" && exit 0
     elif [[ $job == *" Restarts="* && $job != *" Restarts=${{SLURM_RESTART_COUNT:-0}} "* ]]; then

@@ -19,8 +19,6 @@ from wanlora_tui.cli import main
 from wanlora_tui.commands.jobs import slurm, slurm_script
 from wanlora_tui.commands.jobs.slurm_queue import standing
 
-LONG = 400  # steps: longer than the least time that Slurm gives
-
 pytestmark = [needs_slurm, pytest.mark.process]
 
 
@@ -45,15 +43,6 @@ def alone(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     with Trainers(cache=folder / "cache") as trainers:
         assert trainers.run(a_job(folder, tiny), gpus=[0]) == 0
-    return folder / "runs/t"
-
-
-@pytest.fixture(scope="module")
-def alone_for_long(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a longer run."""
-    folder = tmp_path_factory.mktemp("for-long")
-    with Trainers(cache=folder / "cache") as trainers:
-        assert trainers.run(a_job(folder, tiny, steps=LONG), gpus=[0]) == 0
     return folder / "runs/t"
 
 
@@ -105,6 +94,7 @@ def test_a_job_waits_with_its_reason_loses_its_nodes_and_makes_the_loras_of_an_u
         cluster.ask("scancel", other)
         until_it_trains(job)
         urgent = cluster.fill()
+        cluster.hold_until_warned()
         until(lambda: cluster.state(urgent) == "RUNNING")
         cluster.ask("scancel", urgent)
 
@@ -159,16 +149,17 @@ def test_a_node_of_two_that_dies_is_no_end_and_the_loras_are_those_of_an_undistu
 
 @pytest.mark.thorough
 def test_a_partition_with_a_grace_time_lets_the_run_save(
-    cluster: SlurmCluster, tiny: Path, tmp_path: Path, alone_for_long: Path, capsys: pytest.CaptureFixture[str]
+    cluster: SlurmCluster, tiny: Path, tmp_path: Path, alone: Path, capsys: pytest.CaptureFixture[str]
 ):
-    job = a_job(tmp_path, tiny, steps=LONG)
+    job = a_job(tmp_path, tiny)
     number = submitted(job, capsys, "--partition", "graced")
     until_it_trains(job)
     urgent = cluster.fill()
+    cluster.hold_until_warned()
     until(lambda: cluster.state(urgent) == "RUNNING", log(job))
     cluster.ask("scancel", urgent)
     until(lambda: cluster.state(number) in ("COMPLETED", "FAILED", "PREEMPTED"))
-    require_one_stop(job, alone_for_long)
+    require_one_stop(job, alone)
 
 
 @pytest.mark.thorough
@@ -176,7 +167,7 @@ def test_a_time_limit_that_runs_out_is_no_end(
     cluster: SlurmCluster,
     tiny: Path,
     tmp_path: Path,
-    alone_for_long: Path,
+    alone: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ):
@@ -184,26 +175,28 @@ def test_a_time_limit_that_runs_out_is_no_end(
     monkeypatch.setattr(slurm, "stop_grace", lambda *_: 5)
     monkeypatch.setattr(slurm_script, "WARNED", 20)
     monkeypatch.setattr(slurm_script, "LATE", 10)
-    job = a_job(tmp_path, tiny, steps=LONG)
+    job = a_job(tmp_path, tiny)
     number = submitted(job, capsys, "--time", "0:01")
+    until_it_trains(job)
+    cluster.hold_until_warned()
     until(lambda: cluster.state(number) in ("COMPLETED", "FAILED", "TIMEOUT"))
     told = events(job.parent / "runs/t")
     assert told[-1].kind == "done" and all("SIGTERM" in e.data["why"] for e in told if e.kind == "stopped"), log(job)
     assert [e.kind for e in told].count("stopped") >= 1
-    assert differences(job.parent / "runs/t", alone_for_long, extra_saves=True) == []
+    assert differences(job.parent / "runs/t", alone, extra_saves=True) == []
 
 
 def test_a_job_that_is_cancelled_saves_and_does_not_come_back(
     cluster: SlurmCluster, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    job = a_job(tmp_path, tiny, steps=100_000)
+    job = a_job(tmp_path / 'it\'s "mine", 50% ü #1 $HOME', tiny, steps=100_000)  # Slurm and bash each read it
     number = submitted(job, capsys)
     until_it_trains(job)
     cluster.ask("scancel", number)
     until(lambda: cluster.state(number) not in ("COMPLETING", "RUNNING"))
     assert cluster.state(number) == "CANCELLED", log(job)
-    last = events(tmp_path / "runs/t")[-1]
-    assert last.kind == "stopped" and (tmp_path / "runs/t" / last.data["path"]).exists()
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "stopped" and (job.parent / "runs/t" / last.data["path"]).exists()
     assert "the run is saved, and not in the queue again" in log(job)
 
 

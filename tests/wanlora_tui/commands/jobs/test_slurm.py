@@ -196,6 +196,12 @@ def test_less_time_than_a_save_takes_is_refused(tiny: Path, tmp_path: Path, stan
     assert "of its time are for saving. Give it more time" in capsys.readouterr().err
 
 
+def test_a_path_that_slurm_cannot_write_to_is_refused(tiny: Path, tmp_path: Path, stand_in: Path, capsys):
+    asked = ["--slurm", "--time", "1:00", "--out", str(tmp_path / "a\\b")]
+    assert main(["submit", str(write_job(tmp_path, tiny)), *asked]) == 1
+    assert "no backslash" in capsys.readouterr().err and not (stand_in / "script").exists()
+
+
 COMMANDS = """#!/bin/bash
 case "${0##*/}" in
 train) echo "$*" >> "$SLURM_FOLDER/options"
@@ -221,13 +227,13 @@ def node(tmp_path: Path) -> Path:
     return folder
 
 
-def on_node(node: Path, said: str, *, restarts: int) -> subprocess.Popen[str]:
-    """The script where it runs, its trainer the one of the node."""
+def on_node(node: Path, said: str, *, restarts: int, **more: str) -> subprocess.Popen[str]:
+    """The script where it runs, its trainer the one of the node. `more`: of its environment."""
     said = said.replace(f"{shlex.quote(sys.executable)} -m engine", f"{shlex.quote(str(node / 'train'))} -m engine")
     given = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": str(restarts), "SLURM_FOLDER": str(node)}
     return subprocess.Popen(
         ["bash", "-c", said],
-        env={**os.environ, "PATH": f"{node}:{os.environ['PATH']}", **given},
+        env={**os.environ, "PATH": f"{node}:{os.environ['PATH']}", **given, **more},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -287,6 +293,53 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
     assert [line.split()[0] for line in (node / "asked").read_text().splitlines()] == asked
 
 
+def test_a_second_warning_that_comes_while_the_first_is_handed_on_reaches_no_trainer(node: Path, tmp_path: Path):
+    a_run(tmp_path, "started", "step")
+    (node / "standing").write_text(RUNNING)
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    # bash's own, which takes its time
+    wait = 'touch "$SLURM_FOLDER/on"; until [[ -e "$SLURM_FOLDER/warned" ]]; do sleep 0.05; done'
+    slow = {"BASH_FUNC_kill%%": f'() {{ builtin kill "$@" && {{ [[ $1 = -0 ]] || {{ {wait}; }} }}; }}'}
+    process = on_node(node, said, restarts=0, **slow)
+    try:
+        until(lambda: (node / "hears").exists())
+        process.send_signal(signal.SIGTERM)
+        until(lambda: (node / "signals").exists() and (node / "on").exists())
+        process.send_signal(signal.SIGTERM)
+        (node / "warned").touch()
+        (node / "saved").touch()
+        assert process.wait(PATIENCE) == 75
+    finally:
+        process.kill()
+    assert (node / "signals").read_text() == "TERM\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "preempted", "asked"),
+    [("COMPLETING", "2026-11-29T00:02:13", ["show", "requeue"]), ("COMPLETING", "None", ["show"])],
+)
+def test_a_job_that_is_warned_before_its_trainer_has_said_a_word_keeps_its_place(
+    node: Path, tmp_path: Path, state: str, preempted: str, asked: list[str]
+):
+    """Unless somebody has cancelled it."""
+    a_run(tmp_path, "started", "stopped")
+    (node / "standing").write_text(RUNNING.replace("RUNNING", state).replace("None", preempted))
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    process = on_node(node, said, restarts=0)
+    try:
+        until(lambda: (node / "hears").exists())
+        process.send_signal(signal.SIGTERM)
+        until(lambda: (node / "signals").exists())
+        (node / "saved").touch()
+        err = process.communicate(timeout=PATIENCE)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 75 and "the run is saved" not in err
+    assert [line.split()[0] for line in (node / "asked").read_text().splitlines()] == asked
+
+
 def test_a_run_that_stopped_before_and_failed_now_does_not_ask_for_the_queue(node: Path, tmp_path: Path):
     a_run(tmp_path, "started", "stopped")
     (node / "saved").touch()
@@ -324,8 +377,8 @@ def test_what_failed_for_a_reason_that_may_pass_asks_for_the_queue_while_the_job
 
 def test_the_processes_of_several_nodes_are_warned_by_scancel():
     """An srun that hears SIGTERM kills them."""
-    assert """trap '[[ -n $warned ]] || scancel --signal=TERM "$SLURM_JOB_ID"; warned=1' TERM""" in text(nodes=2)
-    assert """|| kill -TERM "$trainer"; warned=1' TERM""" in text(nodes=1)
+    assert """trap '[[ -n $warned ]] || { warned=1; scancel --signal=TERM "$SLURM_JOB_ID"; }' TERM""" in text(nodes=2)
+    assert "|| { warned=1; kill -TERM $!; }' TERM" in text(nodes=1)
 
 
 @pytest.mark.parametrize(
