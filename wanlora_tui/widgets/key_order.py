@@ -9,9 +9,13 @@ open a form, or move the focus into it. A screen that opens is waited for too, b
 Mostly all who may have something to do with a key are at rest after some turns of the loop. Only else, and for a click,
 a message follows it, from the focused widget up to the app: one for each of them, which costs more than all that a
 letter does.
+
+Nor does a key wait while the garbage collector looks at all that has lived for a while, whoever makes something new:
+that takes up to a fifth of a second, and comes once no more keys do.
 """
 
 import asyncio
+import gc
 import time
 from collections import deque
 from collections.abc import Callable
@@ -33,6 +37,8 @@ TURNS = 150  # of the loop, in which most keys are done with all that they set o
 CALM = 4  # turns without anything to do: a worker that a key has started may open a dialog in the second
 # Times that one key is followed from the focused widget up to the app. What a message sets off waits one round later.
 ROUNDS = 12
+IDLE = 2.0  # seconds without a key before the collector may look at what has lived for a while
+NEVER = 1_000_000_000  # a threshold of the collector
 
 
 @runtime_checkable
@@ -82,6 +88,8 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._held = deque[events.Event]()
         self._patience: asyncio.TimerHandle | None = None
         self._afterwards: list[Callable[[], object]] = []
+        self._thresholds: tuple[int, int, int] | None = None  # of the collector, while it is put off
+        self._may_collect: asyncio.TimerHandle | None = None
 
     @property
     def is_taking(self) -> bool:
@@ -109,11 +117,31 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._turns = self._calm = 0
         self._concerned = []
         self.taken_at = time.monotonic()
+        self._put_off_collector()
         if isinstance(event, events.Key | events.Paste) and self._still_opens() and not self._is_urgent(event):
             self._await_screen(event)
             await self._hurry()
         else:
             await self._hand_on(event)
+
+    def _put_off_collector(self) -> None:
+        if self._may_collect is not None:
+            self._may_collect.cancel()
+        if self._thresholds is None:
+            self._thresholds = gc.get_threshold()
+            gc.set_threshold(*self._thresholds[:2], NEVER)
+        self._may_collect = asyncio.get_running_loop().call_later(IDLE, self.give_collector_back)
+
+    def give_collector_back(self) -> None:
+        """From here on it looks at what has lived for a while when it is due."""
+        if self._may_collect is not None:
+            self._may_collect.cancel()
+        if self._thresholds is not None:
+            gc.set_threshold(*self._thresholds)
+        self._may_collect = self._thresholds = None
+
+    def on_unmount(self) -> None:
+        self.give_collector_back()
 
     def _still_opens(self) -> bool:
         """Whether the screen is to be waited for: once, however many keys come."""

@@ -1,6 +1,7 @@
 """Keys that come faster than they can be taken."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from textual.widgets import Button, Input, Static
 from tests.helpers.interface.wizard_pilot import type_ahead, until
 from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.widgets import key_order
-from wanlora_tui.widgets.key_order import LOOK, TURNS, KeysInOrder
+from wanlora_tui.widgets.key_order import IDLE, LOOK, NEVER, TURNS, KeysInOrder
 
 
 class Stuck(Input):
@@ -284,3 +285,20 @@ async def test_a_drag_keeps_its_order() -> None:
             app.post_message(kind(None, 1, 0, 1, 0, 1, False, False, False, screen_x=1, screen_y=0))
         await until(pilot, lambda: "click" in seen, "the click")
         assert seen == ["down", "move", "move", "up", "click"]
+
+
+async def test_no_key_waits_for_a_look_at_all_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+    put_off = (*before[:2], NEVER)
+    app = Form(Input())
+    async with app.run_test() as pilot:
+        assert gc.get_threshold() == before
+        await pilot.press("a")
+        assert gc.get_threshold() == put_off
+        monkeypatch.setattr(key_order, "IDLE", 0.01)
+        await pilot.press("b")
+        await until(pilot, lambda: gc.get_threshold() == before, "the end of the keys")
+        monkeypatch.setattr(key_order, "IDLE", IDLE)
+        await pilot.press("c")
+        assert gc.get_threshold() == put_off
+    assert gc.get_threshold() == before, "nor is it put off for ever"

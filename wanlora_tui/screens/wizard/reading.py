@@ -27,10 +27,8 @@ from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.recommending import Basis, Recommended
 from wanlora_tui.screens.wizard.mending import ClipsChosen, ReadAgain
 from wanlora_tui.screens.wizard.pane import StepPane
-from wanlora_tui.widgets.key_order import KeysInOrder
+from wanlora_tui.widgets.key_order import IDLE, KeysInOrder
 
-IDLE = 2.0  # seconds without a key before garbage is looked for
-NEVER = 1_000_000_000
 PROGRESS = 0.25  # seconds between two looks at how far a scan is
 REST = 0.4  # seconds without another clip left out before what is recommended follows
 
@@ -109,6 +107,7 @@ class ReadingScreen(Screen[JobRecord | str | None]):
 
     def on_mount(self) -> None:
         self.set_interval(PROGRESS, self._show_progress)
+        self.set_interval(IDLE, self._freeze_rest)
 
     def _show_progress(self) -> None:
         """Not while one types: it would be a frame more for every other key."""
@@ -180,34 +179,24 @@ class ReadingScreen(Screen[JobRecord | str | None]):
             self.state.scans[event.folder] = event.found
             self.state.refresh()
             self.show()
-            self.spare_collector()
+            self.freeze_between_keys()
 
-    # The garbage collector would look at all that is there every now and then, whoever makes something new: between a
-    # key and its frame, for 20 ms to a tenth of a second.
-
-    def take_over_collector(self) -> None:
-        """From here on it looks at what has lived for a while only where no key waits."""
-        self._thresholds = gc.get_threshold()
-        gc.set_threshold(*self._thresholds[:2], NEVER)
-        self.set_interval(IDLE, self._collect_between_keys)
-
-    def give_collector_back(self) -> None:
-        gc.set_threshold(*self._thresholds)
+    def on_unmount(self) -> None:
         gc.unfreeze()
 
-    def spare_collector(self) -> None:
-        """What is there by now stays as long as this screen does, and so does what is made of it in a moment."""
+    def freeze_between_keys(self) -> None:
+        """What is there by now stays as long as this screen does, and so does what is made of it in a moment: no look
+        of the garbage collector goes through it."""
         gc.freeze()
         self._to_freeze = True
 
-    def _collect_between_keys(self) -> None:
+    def _freeze_rest(self) -> None:
         app = self.app
-        if isinstance(app, KeysInOrder) and (app.is_taking or time.monotonic() - app.taken_at < IDLE):
+        if not self._to_freeze or (isinstance(app, KeysInOrder) and time.monotonic() - app.taken_at < IDLE):
             return
+        self._to_freeze = False
         gc.collect()
-        if self._to_freeze:
-            self._to_freeze = False
-            gc.freeze()
+        gc.freeze()
 
     @on(ClipsChosen)
     def _clips_chosen(self, event: ClipsChosen) -> None:

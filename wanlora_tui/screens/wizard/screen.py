@@ -114,12 +114,10 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
-        self.take_over_collector()
         self._read_machine()
         self._begin()
 
     def on_unmount(self) -> None:
-        self.give_collector_back()
         self.end_looks()
 
     @property
@@ -147,7 +145,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self._scan()
         await self._machine_known()
         await self.go_to(self.step)
-        self.spare_collector()
+        self.freeze_between_keys()
 
     async def _machine_known(self) -> None:
         """Steps from the third on need the machine; it takes a moment to read."""

@@ -12,6 +12,7 @@ from tests.helpers.interface.wizard_pilot import at_step, make_base, make_clips,
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.review import ReviewPane
+from wanlora_tui.widgets import key_order
 from wanlora_tui.widgets.key_order import KeysInOrder
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -58,7 +59,7 @@ async def test_how_far_a_look_is_waits_for_the_fingers(tmp_path: Path, monkeypat
         assert shown
 
 
-async def test_garbage_is_looked_for_where_no_key_waits(tmp_path: Path) -> None:
+async def test_what_stays_is_frozen_where_no_key_waits(tmp_path: Path) -> None:
     class Ring:
         def __init__(self) -> None:
             self.own = self
@@ -66,15 +67,17 @@ async def test_garbage_is_looked_for_where_no_key_waits(tmp_path: Path) -> None:
     def ring() -> weakref.ref[Ring]:
         return weakref.ref(Ring())
 
-    before = gc.get_threshold()
     async with wizard(tmp_path / "draft.json") as pilot:
         screen, app = screen_of(pilot), pilot.app
-        assert gc.get_threshold() == (*before[:2], reading.NEVER), "no long look by chance"
+        screen.freeze_between_keys()
         kept = ring()
         app.taken_at = time.monotonic()
-        screen._collect_between_keys()
+        screen._freeze_rest()
         assert kept() is not None, "a key has just come, and more may"
-        app.taken_at -= reading.IDLE
-        screen._collect_between_keys()
-        assert kept() is None
-    assert gc.get_threshold() == before
+        app.taken_at -= key_order.IDLE
+        screen._freeze_rest()
+        assert kept() is None, "nothing that is garbage by now is frozen"
+        frozen = gc.get_freeze_count()
+        screen._freeze_rest()
+        assert gc.get_freeze_count() <= frozen, "nor what comes later"
+    assert gc.get_freeze_count() == 0
