@@ -3,7 +3,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,7 @@ from presets.machine.machine import Machine, read_machine
 from presets.runs.run_view import ABANDONED
 
 OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
+COPY, LIKE = "same bytes as", "looks like"  # how a clip is like another, in words
 
 _found: dict[Identity, list[int] | ClipError] = {}  # what find_cuts and shades_of said: they decode the whole file
 
@@ -133,12 +134,16 @@ def _look_alike(datasets: list[DatasetFacts], look: Look) -> list[list[str]]:
 def twins_of(found: DatasetFacts, look: Look) -> dict[str, Twin]:
     """Path of a clip of this dataset -> which others it is like. Raises LookEnded."""
     twins: dict[str, Twin] = {}
-    for group, how in [(g, "looks like") for g in _look_alike([found], look)] + [
-        (g, "same bytes as") for g in copies(found.clips, look)
-    ]:
+    for group, how in [(g, LIKE) for g in _look_alike([found], look)] + [(g, COPY) for g in copies(found.clips, look)]:
         twin = Twin(how, [str(Path(path).relative_to(found.path)) for path in group])
         twins |= dict.fromkeys(group[1:], twin)
     return twins
+
+
+def groups_of(folder: str, twins: Iterable[Twin], how: str) -> list[list[str]]:
+    """Of what `twins_of` said about the dataset in `folder`: paths, in groups that are alike in this way."""
+    groups = dict.fromkeys(tuple(twin.group) for twin in twins if twin.how == how)
+    return [[str(Path(folder, name)) for name in group] for group in groups]
 
 
 def _look_at_masks(datasets: list[DatasetFacts], look: Look) -> tuple[list[DatasetFacts], dict[str, tuple[int, int]]]:

@@ -108,7 +108,7 @@ def clip_copies(job: Job, facts: Facts) -> Iterator[Found]:
         have = "1 clip holds" if len(pairs) == 1 else f"{len(pairs)} clips hold"
         field = f"datasets[{i}].exclude"
         yield Found(
-            field,
+            f"datasets[{i}].path",  # where the wizard shows the clips
             f"{have} the same bytes as another, which trains so much more often: {listed}{more}",
             fix=f"Leave the copies out (x on one in the wizard), or by {field}",
             set={field: [*job.datasets[i].exclude, *(name for name, _ in pairs)]},

@@ -278,7 +278,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
     (
         "clip-copies",
-        "datasets[0].exclude",
+        "datasets[0].path",
         job(),
         leaving_out("04.mp4", copies=[["/clips/03.mp4", "/clips/04.mp4", "/clips/gone.mp4"]]),
         {"datasets[0].exclude": ["04.mp4"]},

@@ -3,7 +3,7 @@
 What is reckoned is wanlora_tui.draft.forecast's and presets.rules'; where it is shown, the wizard's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from daemon.settings import CostSettings, load_settings
 from presets.base.composition import named_base
 from presets.base.model_facts import read_model
 from presets.clips.clip_facts import DatasetFacts
+from presets.clips.likeness.alike import Twin
 from presets.errors import JobError, UserError
 from presets.facts.facts import Facts
-from presets.facts.gather import installed_packages, read_run_folder
+from presets.facts.gather import COPY, LIKE, groups_of, installed_packages, read_run_folder
 from presets.facts.held_out import hold_out
 from presets.findings import Finding
 from presets.job.schema import Job
@@ -49,6 +50,7 @@ class Question(Struct, frozen=True):
     machine: Machine
     datasets: list[DatasetFacts] | None  # None: clips are still being read
     known: Facts | None  # what a longer look has found: cuts, masks, the Hub
+    twins: Sequence[tuple[str, Iterable[Twin]]]  # by folder as it was read: its clips that are there twice
     settings: Path
 
 
@@ -86,6 +88,8 @@ def answer(asked: Question) -> Reckoned:
         out=out,
         run=read_run_folder(asked.job, base, out),
         cuts=known.cuts if known else {},
+        copies=[group for folder, twins in asked.twins for group in groups_of(folder, twins, COPY)],
+        alike=[group for folder, twins in asked.twins for group in groups_of(folder, twins, LIKE)],
         shades=known.shades if known else {},
         fetching=known.fetching if known and known.named == named else None,
         packages=installed_packages(),
@@ -185,6 +189,7 @@ class ReckoningScreen(Screen[Any]):
             return
         found = [state.found(i) for i in range(len(state.draft.folders))]
         datasets = [d for d in found if d is not None]
+        twins = [(state.scans[f].path, t.values()) for f, t in state.twins.items() if f in state.scans]
         self._reckoning = True
         self._answer(
             Question(
@@ -194,6 +199,7 @@ class ReckoningScreen(Screen[Any]):
                 machine,
                 datasets if len(datasets) == len(found) else None,
                 self.known,
+                twins,
                 state.settings,
             )
         )

@@ -1,5 +1,6 @@
 """The line under the wizard's steps that says what the job takes."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -48,7 +49,29 @@ async def test_what_was_found_goes_with_the_last_folder(tmp_path: Path, monkeypa
     async with wizard(tmp_path / "draft.json") as pilot:
         await resumed(pilot, "clips")
         await at_step(pilot, "clips")
-        await until(pilot, lambda: "!1" in static(pilot, "#wizard-title"), "that they are few")
+        await until(pilot, lambda: "Clips !" in static(pilot, "#wizard-title"), "that they are few")
         await pilot.press("ctrl+x")
         await until(pilot, lambda: not screen_of(pilot).state.draft.folders, "no folder")
         assert "!" not in static(pilot, "#wizard-title")
+
+
+async def test_copies_of_clips_count_among_what_was_found_and_are_left_out_by_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
+    folder = make_clips(tmp_path / "clips", 2)
+    shutil.copy(folder / "clip_00.mp4", folder / "copy.mp4")
+    DraftStore(tmp_path / "draft.json").save(Draft(step="clips", kind="motion", folders=[str(folder)]))
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await resumed(pilot, "clips")
+        screen = screen_of(pilot)
+
+        def found() -> list[str]:
+            return [finding.code for finding in screen.found_at("clips")]
+
+        await until(pilot, lambda: "clip-copies" in found(), "the copy, at the step of the clips")
+        screen.state.apply([f for f in screen.found_at("clips") if f.code == "clip-copies"])
+        assert "!2" in static(pilot, "#wizard-title")  # they are few, too
+        assert "copy.mp4" in screen.state.job().datasets[0].exclude
+        screen.show()
+        await until(pilot, lambda: found() and "clip-copies" not in found(), "that it trains no more")
