@@ -12,6 +12,7 @@ import pytest
 from presets.machine.gpus import Gpu
 from presets.machine.machine import Machine, is_wsl, read_machine
 from presets.machine.torch_build import installed_build
+from presets.machine.visible_gpus import VISIBLE
 
 GIB = 2**30
 NO_MIG = pynvml.NVMLError_NotSupported()
@@ -43,6 +44,12 @@ class Card:
             self.handle,
             self.uuid,
         ) = (name, total, free, mig, slices or [], computing, drawing, handle, uuid)
+
+
+@pytest.fixture(autouse=True)
+def nothing_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the driver's cards, by the shell that the tests run in."""
+    monkeypatch.delenv(VISIBLE, raising=False)
 
 
 class FakeNvml:
