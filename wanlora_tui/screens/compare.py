@@ -94,7 +94,7 @@ class CompareScreen(Plays, SparingScreen[At | None]):
                 yield FilmPane(self._image, self._pictures, id=f"compare-{i}")
         yield Static(id="compare-text")
         yield PositionBar()
-        yield FittingFooter(spare=SPARE, show_command_palette=False)
+        yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
         self.set_interval(SECONDS, self._show)

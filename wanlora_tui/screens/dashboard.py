@@ -125,7 +125,7 @@ class DashboardScreen(RunCommands, FirstLayout):
                 yield Poster(self._image, pictures=self._pictures, id="preview")
                 yield FilesList(id="files")
         # in 80 columns every key counts; the help names the palette
-        yield FittingFooter(spare=SPARE, show_command_palette=False)
+        yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
         self.action_pane("plot")

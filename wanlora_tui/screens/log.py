@@ -80,7 +80,7 @@ class LogScreen(SparingScreen[None]):
         text.cursor_blink, text.hang = False, LABEL
         yield text
         yield OneLine(placeholder="words to find in the log: Enter, then n and N", compact=True, id="log-search")
-        yield FittingFooter(spare=SPARE, show_command_palette=False)
+        yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
         self.set_interval(LOOK_SECONDS, self._look)

@@ -4,7 +4,7 @@ Textual's own has a widget for each key, all of them made anew whenever bindings
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.segment import Segment
@@ -17,6 +17,7 @@ from textual.strip import Strip
 from textual.widgets import Footer
 
 EDGE = "▏"  # in front of the palette's key
+PALETTE = "app.palette"  # its action
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class Offer:
 
 
 class FittingFooter(Footer):
-    """`spare`: ids of actions that are left out where there is no room for all, the first of them first. They have
-    their keys still, and stand in the help and the palette. `compact`: without a blank around each key."""
+    """`spare`: ids of actions that are left out where there is no room for all, the first of them first, once the
+    palette has gone without its name. They have their keys still, and stand in the help and the palette. `compact`:
+    without a blank around each key."""
 
     COMPONENT_CLASSES = {"footer--key", "footer--label", "footer--edge", "footer--hover"}  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
@@ -86,12 +88,12 @@ class FittingFooter(Footer):
                 )
         palette = None
         # a colon, which is ours, where it is not typed: browsers and editors keep Textual's ^P from their terminals
-        shown = next((b for b in bound.values() if b.binding.id == "app.palette"), None)
+        shown = next((b for b in bound.values() if b.binding.id == PALETTE), None)
         shown = shown or bound.get(self.app.COMMAND_PALETTE_BINDING)
         if self.show_command_palette and shown is not None:
             _, binding, enabled, tooltip = shown
             palette = Offer(
-                "",
+                PALETTE,
                 binding.key,
                 self.app.get_key_display(binding),
                 "Palette",
@@ -105,8 +107,10 @@ class FittingFooter(Footer):
     @property
     def shown(self) -> list[Offer]:
         """What there is room for."""
-        at_the_right = [self._palette] if self._palette is not None else []
         keys, room = list(self._offered), self.size.width
+        at_the_right = [self._palette] if self._palette is not None else []
+        if at_the_right and sum(map(self._columns, [*keys, *at_the_right])) > room:
+            at_the_right = [replace(at_the_right[0], label="")]
         for spare in self._spare:
             if sum(map(self._columns, [*keys, *at_the_right])) <= room:
                 break
@@ -122,7 +126,7 @@ class FittingFooter(Footer):
         plain = Style(bgcolor=self.rich_style.bgcolor)
         at = 0
         for offer in self.shown:
-            if offer is self._palette:
+            if offer.id == PALETTE:
                 at = max(0, width - cell_len(f"{EDGE}{offer.shown_key} {offer.label} "))
                 before = Strip(segments).adjust_cell_length(at, plain)
                 edge = Segment(EDGE, self.get_component_rich_style("footer--edge"))

@@ -109,6 +109,18 @@ async def test_it_follows_the_width_of_the_terminal():
         await until(pilot, lambda: footer.size.width == 80 and drawn(footer) == "s Stop r Resume", "both again")
 
 
+async def test_the_palette_goes_without_its_name_before_any_key_does():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await app.push_screen(Typing())
+        footer = app.screen.query_one(FittingFooter)
+        await until(pilot, lambda: drawn(footer).endswith("▏: Palette"), "its name")
+        await pilot.resize_terminal(6, 24)
+        await until(pilot, lambda: drawn(footer) == "  ▏:", "its key")
+        await pilot.hover(footer, offset=(3, 0))
+        assert footer._hovered == "colon"
+
+
 async def test_a_key_is_clicked_where_it_can_be_taken():
     app: App[None] = App()
     async with app.run_test(size=(80, 6)) as pilot:
