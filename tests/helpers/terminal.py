@@ -22,6 +22,7 @@ KEYS = {
     "backspace": "\x7f",
     "ctrl+u": "\x15",
     "ctrl+c": "\x03",
+    "ctrl+z": "\x1a",
     "up": "\x1b[A",
     "down": "\x1b[B",
     "right": "\x1b[C",
@@ -35,6 +36,14 @@ KEYS = {
     "f8": "\x1b[19~",
     "f9": "\x1b[20~",
 }
+
+
+MOVE, WHEEL_UP, WHEEL_DOWN, HELD = 35, 64, 65, 32  # what terminals tell of the mouse (SGR); HELD: moved with a button
+
+
+def mouse(what: int, x: int, y: int, *, up: bool = False) -> str:
+    """The mouse at a cell, the first of which is (0, 0); 0 is the left button."""
+    return f"\x1b[<{what};{x + 1};{y + 1}{'m' if up else 'M'}"
 
 
 SETTLED = 0.05  # seconds without a byte: what is drawn is drawn whole, for a frame comes in pieces of 4 KiB
@@ -134,6 +143,12 @@ class Terminal:
         """Keys by name ("f8", "enter"), or text as it is typed."""
         for key in keys:
             self.process.send(KEYS.get(key, key))
+
+    def click(self, words: str) -> None:
+        """On the first cell of words that the screen shows once."""
+        places = [(row.index(words), y) for y, row in enumerate(self.text.split("\n")) if words in row]
+        assert len(places) == 1, f"{words!r} at {places}:\n{self.text}"
+        self.press(mouse(0, *places[0]), mouse(0, *places[0], up=True))
 
     def wait(self, wanted: str | Callable[[str], Any], what: str = "") -> Any:
         """Wait for words on the screen (blanks and line ends do not count), or for a condition on its text; gives the

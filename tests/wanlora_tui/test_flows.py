@@ -1,8 +1,10 @@
 """Long visits on a real pseudo-terminal of 80x24: a list of jobs and a run, from one screen to the next; clips that are
 mended in the wizard; a job file that is submitted and opened again."""
 
+import asyncio
 import base64
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.wire.client import Client
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, SamplePanel, TrainingPanel
 from presets.job.toml_file import save_job
 from tests.helpers import ROOT
-from tests.helpers.interface.harness import environment, running_daemon, short_dir
+from tests.helpers.interface.harness import environment, running_daemon, short_dir, write_job
 from tests.helpers.interface.wizard_pilot import make_base, make_clips
 from tests.helpers.recorded_run import write_for_daemon
 from tests.helpers.terminal import Terminal
@@ -28,6 +31,19 @@ SAVE, NEXT, PALETTE = "\x13", "\x07", "\x10"  # ^S, ^G, ^P
 def copied(text: str) -> bytes:
     """What asks a terminal to take a text into its clipboard (OSC 52)."""
     return b"\x1b]52;c;" + base64.b64encode(text.encode())
+
+
+def in_turn(text: str) -> list[str]:
+    """The jobs of the list that wait, the next one first."""
+    return [found[1] for row in text.split("\n") if (found := re.search(r"(\w+) +\S+ queued", row))]
+
+
+def submit(folder: Path, job: Path) -> None:
+    async def go() -> None:
+        async with Client(folder) as client:
+            await client.submit(job)
+
+    asyncio.run(go())
 
 
 @pytest.fixture
@@ -96,6 +112,41 @@ def test_jobs_and_a_run_are_walked_through(served: Path) -> None:
         assert screen.wait_end() == 0
 
 
+@pytest.mark.parametrize("served", [("noisy_v1", "noisy_v2")], indirect=True, ids=["recorded"])
+def test_a_terminal_that_changes_its_size_shows_all_that_has_room(served: Path, tmp_path: Path) -> None:
+    """On the dashboard, in a dialog over it and in the wizard: large, small and back, each drawn as if it had begun
+    there."""
+
+    def there_and_back(large: str, small: str, usual: str) -> None:
+        screen.resize(160, 48)
+        screen.wait(lambda text: large in text and len(text.split("\n")) == 48, f"{large} at 160x48")
+        screen.resize(40, 12)
+        screen.wait(lambda text: small in text and large not in text, f"{small} at 40x12")
+        screen.resize(80, 24)
+        screen.wait(lambda text: text == before and usual in text, "what there was before")
+
+    env = environment(NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "state"), HF_HUB_OFFLINE="1")
+    with closing(Terminal([*WANLORA, "--dir", str(served)], cwd=ROOT, env=env)) as screen:
+        screen.wait("2 jobs, 0 running")
+        screen.press("enter")
+        before = screen.wait(lambda text: "went back" in text and "Detach" in text and text, "the plot")
+        there_and_back("optimizer 0.100 s", "v View esc Jobs", "c Compare")
+        screen.press("b")
+        before = screen.wait(lambda text: "WRITTEN" in text and "Cancel" in text and text, "a dialog")
+        there_and_back("optimizer 0.100 s", "goes back to one", "⏎ Go back to it")
+        screen.press("escape")
+        screen.wait("went back")
+        screen.press("escape")
+        screen.wait("2 jobs, 0 running")
+        screen.press("n")
+        before = screen.wait(lambda text: "step 1 of 6" in text and "What should" in text and text, "the wizard")
+        there_and_back("4 Machine and settings", "Back ^D", "Style")
+        screen.press("escape")
+        screen.wait("2 jobs, 0 running")
+        screen.press("q")
+        assert screen.wait_end() == 0
+
+
 def test_clips_are_mended_where_they_are(served: Path, tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "orbit", 3)
     (clips / "clip_02.txt").write_text("frung, orbit 90")
@@ -131,6 +182,35 @@ def test_clips_are_mended_where_they_are(served: Path, tmp_path: Path) -> None:
         screen.wait("Leave the wizard?")
         screen.press("enter")
         assert screen.wait_end() is not None
+
+
+def test_jobs_that_wait_change_places_and_names_and_are_taken_out(served: Path, tmp_path: Path) -> None:
+    first, *others = [write_job(tmp_path, name, steps=100_000, pace_ms=50) for name in ("runs", "one", "two", "three")]
+    submit(served, first)
+    with closing(Terminal([*WANLORA, "--dir", str(served)], cwd=ROOT, env=environment(NO_COLOR="1"))) as screen:
+        screen.wait("1 job, 1 running")
+        for job in others:
+            submit(served, job)
+        screen.wait("4 jobs, 1 running")
+        assert in_turn(screen.text) == ["one", "two", "three"]
+        screen.press("down", "down", "down", "K")  # the cursor stays on its job
+        screen.wait(lambda text: in_turn(text) == ["one", "three", "two"], "three before two")
+        screen.press("R")
+        screen.wait("Rename three")
+        screen.press("ctrl+u", "four", "enter")
+        screen.wait(lambda text: in_turn(text) == ["one", "four", "two"], "three as four")
+        screen.press("J")
+        screen.wait(lambda text: in_turn(text) == ["one", "two", "four"], "four after two")
+        screen.press("C")
+        screen.wait("Cancel four?")
+        screen.press("y")
+        screen.wait(lambda text: in_turn(text) == ["one", "two"] and "cancelled" in text, "four cancelled")
+        screen.press("X")
+        screen.wait("Remove four from the list?")
+        screen.press("y")
+        screen.wait("3 jobs, 1 running")
+        screen.press("q")
+        assert screen.wait_end() == 0
 
 
 def test_a_job_file_that_lies_there_is_submitted_and_opened_again_in_the_wizard(served: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or asked to
 end."""
 
+import asyncio
 import os
 import select
 import signal
@@ -15,11 +16,13 @@ from textual import events
 from textual._xterm_parser import XTermParser
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
+from textual.geometry import Size
 
 from wanlora_tui.terminal.answers import ESCAPE
 from wanlora_tui.terminal.conversation import LATEST_SECONDS, Conversation
 
 POLL_SECONDS = 0.1  # how long after the end of the screens the reader notices it
+SIZE_SECONDS = 1 / 60  # in which sizes that follow each other count as one
 # in which the program has ended after a signal; it is ended where it stands afterwards
 END_SECONDS = round(LATEST_SECONDS) + 4
 
@@ -63,9 +66,11 @@ class TerminalDriver(LinuxDriver):
         assert sys.__stdout__ is not None
         self._file = Display(sys.__stdout__)  # type: ignore[assignment]
         self._is_on = False
+        self._new_size: asyncio.TimerHandle | None = None  # it is about to be looked at
 
     def start_application_mode(self) -> None:
         super().start_application_mode()
+        signal.signal(signal.SIGWINCH, self._resized)
         self.conversation.others_asked()
         self.conversation.on_end_signal(self._end_soon)
         self._is_on = True
@@ -73,9 +78,31 @@ class TerminalDriver(LinuxDriver):
     def stop_application_mode(self) -> None:
         """Give the terminal back at once: the program may run for a while, until its threads have ended."""
         self._is_on = False
+        if self._new_size is not None:
+            self._new_size.cancel()
+            self._new_size = None
         super().stop_application_mode()
         self.conversation.leave(self.write)
         self.conversation.on_end_signal(self.conversation.end)
+
+    def _resized(self, number: int, frame: FrameType | None) -> None:
+        """Not to be told here: of two signals at once the later is handled within the first, and its size would be
+        overtaken by the one before it."""
+        if not self._in_band_window_resize:
+            self._loop.call_soon_threadsafe(self._await_size)
+
+    def _await_size(self) -> None:
+        if self._new_size is None:
+            self._new_size = self._loop.call_later(SIZE_SECONDS, self._tell_size)
+
+    def _tell_size(self) -> None:
+        """A size that is the old one again was another meanwhile: the terminal has cut off what was drawn."""
+        self._new_size = None
+        size = Size(*self._get_terminal_size())
+        if size == self._app.size:
+            self._app.refresh(layout=True)
+        else:
+            self.process_message(events.Resize(size, size))
 
     def _sigcont_application(self, *_: object) -> None:
         """A SIGSTOP cannot be heard: all may still be on after it. Started once more beside itself, it would read keys

@@ -268,20 +268,29 @@ def test_without_a_terminal_it_says_what_to_use(open_terminal: Callable[..., Ans
     assert "this needs a terminal" in terminal.words and re.search(r"wanlora( --dir \S+)? jobs", terminal.words)
 
 
+def modes(terminal: Answering) -> dict[int, str]:
+    """Of those that screens turn on, and of the cursor: whether each was last turned on (h) or off (l)."""
+    of_screens = {1049, 1000, 1003, 1006, 1004, 25}  # and 2004, which bash turns on for its prompt
+    told = re.findall(rb"\x1b\[\?(\d+)([hl])", terminal.raw)
+    return {int(number): how.decode() for number, how in told if int(number) in of_screens}
+
+
 def test_ctrl_z_goes_to_the_shell_and_fg_comes_back(open_terminal: Callable[..., Answering], folder: Path):
     terminal = open_terminal(QUESTIONS, command="PS1='shell> ' exec bash --norc --noprofile -i")
     terminal.wait("shell>")
     terminal.press(f"{WANLORA} --dir {folder}\r")
     terminal.wait("No jobs yet")
-    terminal.press("\x1a")
+    terminal.press("ctrl+z")
     terminal.wait("Stopped")
+    assert modes(terminal) == {1049: "l", 1000: "l", 1003: "l", 1006: "l", 1004: "l", 25: "h"}
     terminal.press("echo the; echo shell\r")
     terminal.wait("the shell")
     terminal.press("fg\r")
     terminal.wait(
         lambda text: "No jobs yet" in text and "Quit" in text and "shell>" not in text, "the screen as it was"
     )
-    terminal.press("f1")
+    assert modes(terminal) == {1049: "h", 1000: "h", 1003: "h", 1006: "h", 1004: "h", 25: "l"}
+    terminal.click("? Help")
     terminal.wait("Open the wizard")
     terminal.press("escape")
     terminal.wait(lambda text: "Open the wizard" not in text and "No jobs yet" in text, "the screen behind the help")
@@ -293,6 +302,6 @@ def test_ctrl_z_without_a_shell_to_go_to_says_so(open_terminal: Callable[..., An
     # the first program of its terminal, as after `ssh -t box wanlora` or `docker run -it`
     terminal = open_terminal(QUESTIONS)
     terminal.wait("No jobs yet")
-    terminal.press("\x1a")
+    terminal.press("ctrl+z")
     terminal.wait("no shell to go back to")
     takes_no_answer_for_a_key(terminal)

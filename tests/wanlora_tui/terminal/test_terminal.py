@@ -114,6 +114,23 @@ def test_one_that_was_stopped_and_goes_on_reads_each_key_once_and_ends(
     assert screen.wait_end() == 0
 
 
+def test_sizes_that_follow_each_other_at_once_end_in_the_picture_of_the_last(terminal: Callable[..., Terminal]):
+    screen = terminal(NO_COLOR="1")
+    screen.wait("No jobs yet")
+    screen.press("f1")
+    whole = ("daemon alive", "Open the wizard", "Close")
+    before = screen.wait(lambda text: all(words in text for words in whole) and text, "the help")
+    for _ in range(2):
+        screen.resize(40, 12)
+        screen.resize(80, 24)
+        screen.wait(lambda text: text == before, "what was cut off")
+        screen.resize(100, 30)
+        screen.wait(lambda text: len(text.split("\n")) == 30 and text != before, "a larger one")
+        screen.resize(40, 12)
+        screen.resize(80, 24)
+        screen.wait(lambda text: text == before, "the same one again")
+
+
 def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
     screen = terminal(TERM="dumb")
     assert screen.wait_end() == 1

@@ -26,6 +26,7 @@ from presets.facts.facts import Facts
 from presets.facts.gather import COPY, LIKE, groups_of, installed_packages, read_run_folder
 from presets.facts.held_out import hold_out
 from presets.findings import Finding
+from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import default_out
 from presets.machine.machine import Machine
@@ -100,6 +101,12 @@ def answer(asked: Question) -> Reckoned:
         if one.dataset < len(datasets):  # else of a folder of their own
             held.setdefault(one.root, set()).add(one.clip.path)
     return Reckoned(asked.revision, reckon(asked.job, facts), cost_of(asked.settings), findings, held)
+
+
+def instead(state: WizardState) -> str:
+    """What is reckoned with where something is typed that is no value, to stand before what comes of it; else ""."""
+    taken = [f"{f.field} = {toml_text(state.value(f.field))}" for f in state.findings()]
+    return f"! with {', '.join(taken)}, not what is typed · " if taken else ""
 
 
 class ForecastLine(Static):
@@ -234,7 +241,8 @@ class ReckoningScreen(Screen[Any]):
         self.reckoned()
 
     def _say(self, forecast: Forecast) -> None:
-        self.query_one(ForecastLine).say(summary(forecast, self.cost, before=self.before))
+        said = summary(forecast, self.cost, before=self.before)
+        self.query_one(ForecastLine).say(instead(self.state) + said)
 
     def _say_anew(self) -> None:
         if self.forecast is not None and not self.query_one(ForecastLine).is_old:

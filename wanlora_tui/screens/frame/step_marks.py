@@ -40,6 +40,9 @@ def title_line(place: int, marks: list[str], room: int, copy_of: str = "") -> st
     here = "".join(f" {text}" for i, text in found if i == place)
     others = ", ".join(f"{text} in {i + 1}" for i, text in found if i != place)
     title = f"step {place + 1} of {len(STEPS)} · {STEPS[place].title}{here}" + (f" · {others}" if others else "")
+    if found and cell_len(title) > room:  # what is cut off is at the end
+        seen = [f"{text} here" if i == place else f"{text} in {i + 1}" for i, text in found]
+        title = f"{', '.join(seen)} · step {place + 1} of {len(STEPS)} · {STEPS[place].title}"
     made = [f"New LoRA job, a copy of {copy_of}", f"copy of {copy_of}"] if copy_of else ["New LoRA job"]
     return next((line for what in made if cell_len(line := f"{what} · {title}") <= room), title)
 

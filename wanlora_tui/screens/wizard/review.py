@@ -30,7 +30,7 @@ from wanlora_tui.output.typed_paths import meant
 from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.checking import CheckingPane
 from wanlora_tui.screens.frame.finding_text import HEADINGS, counted, entry
-from wanlora_tui.screens.frame.reckoning import CLOCK
+from wanlora_tui.screens.frame.reckoning import CLOCK, instead
 from wanlora_tui.screens.frame.step_findings import Jump
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
 from wanlora_tui.widgets.folder_picker import PathInput
@@ -129,12 +129,14 @@ class ReviewPane(StepPane, CheckingPane):
         """When it is done follows the clock, also while nothing changes."""
         if self.facts is None or self.forecast is None:
             return
-        with suppress(JobError):  # a job that cannot be is among the findings
-            lines = [cost_line(self.forecast, self.cost), *forecast(self.state.job(), self.facts)]
-            text, said = ("… " if self.checking else "") + "\n".join(lines), self.query_one("#forecast", Static)
-            if said.content != text:
-                said.update(text)
-            said.set_class(self.checking, "-old")
+        lines: list[str] = []  # of a job that cannot be: why is among the findings
+        with suppress(JobError):
+            words = forecast(self.state.job(), self.facts)
+            lines = [instead(self.state) + cost_line(self.forecast, self.cost), *words]
+        text, said = ("… " if self.checking else "") + "\n".join(lines), self.query_one("#forecast", Static)
+        if said.content != text:
+            said.update(text)
+        said.set_class(self.checking, "-old")
 
     def _show_path(self) -> None:
         note, path = self.query_one("#path-note", Static), self.state.job_path()

@@ -13,6 +13,7 @@ from wanlora_tui.draft import forecast
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.frame import reckoning
 from wanlora_tui.screens.wizard import reading, review
+from wanlora_tui.screens.wizard.pane import Edited
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -40,6 +41,26 @@ async def test_when_the_job_would_be_done_follows_the_clock(
         now = begin + 7777
         await until(pilot, lambda: static(pilot, where) != before, "another time")
         assert static(pilot, where).count("done at") == 1
+
+
+@pytest.mark.parametrize(("step", "where"), [("settings", "#forecast-line"), ("review", "#forecast")])
+async def test_what_is_reckoned_with_instead_of_what_was_typed_is_told(
+    step: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
+    draft = Draft(step=step, kind="motion", folders=[str(make_clips(tmp_path / "clips", 2))])
+    draft.values["training.steps"], draft.typed["training.steps"] = 120, "120O"
+    DraftStore(tmp_path / "draft.json").save(draft)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await resumed(pilot, step)
+        told = "! with training.steps = 120, not what is typed · "
+        await until(pilot, lambda: "s/step" in static(pilot, where), "what the job takes")
+        assert static(pilot, where).removeprefix("… ").startswith(told)
+        state = screen_of(pilot).state
+        state.set_value("training.steps", 1200)
+        screen_of(pilot).post_message(Edited())
+        await until(pilot, lambda: "typed" not in static(pilot, where), "the time of what is typed")
+        assert "s/step" in static(pilot, where)
 
 
 async def test_what_was_found_goes_with_the_last_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,8 @@ def test_the_title_keeps_what_was_found_where_there_is_little_room() -> None:
     found = "step 3 of 6 · Trigger and captions · !1 in 2, ✗1 in 4"
     assert title_line(2, marks, 78) == f"New LoRA job · {found}"
     assert title_line(2, marks, 58) == found
+    assert title_line(2, marks, 38) == "!1 in 2, ✗1 in 4 · step 3 of 6 · Trigger and captions"
+    assert title_line(3, marks, 38) == "!1 in 2, ✗1 here · step 4 of 6 · Machine and settings"
     assert title_line(1, marks, 78) == "New LoRA job · step 2 of 6 · Clips !1 · ✗1 in 4"
 
 
