@@ -29,7 +29,7 @@ def main() -> int:
     from engine.memory.measure_card import measured_rates
     from engine.system.device import open_device
 
-    rates = measured_rates(first, open_device())
+    rates = measured_rates(first, open_device(), lambda done, total, text: print(text, flush=True))
     for gpu in gpus.values():
         if (gpu.name, gpu.driver) == (first.name, first.driver):
             remember(msgspec.structs.replace(rates, uuid=gpu.uuid))

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from engine.encode.conv_kernels import faster
+from engine.system.progress import Progress
 from engine.system.stopwatch import mean_seconds
 from engine.wan import attention
 from engine.wan.frozen_linear import frozen_linear
@@ -27,12 +28,13 @@ INT8_KERNELS, ATTENTION_KERNELS, CONVOLUTION_KERNELS = "1", "2", "1"
 AGREE = 0.01  # how far the int8 product of the card may be from plain torch's; bf16 rounds by 0.003
 
 
-def measured_rates(gpu: Gpu, device: torch.device) -> Rates:
+def measured_rates(gpu: Gpu, device: torch.device, progress: Progress) -> Rates:
     """The remembered rates of this card with this software, or measured now. A state folder that cannot be written only
     means measuring again."""
     known = recall(gpu)
     if known is not None and known.software == software():
         return known
+    progress(0, 1, "measuring this card, once")
     rates = measure_card(gpu, device)
     torch.cuda.empty_cache()
     with contextlib.suppress(OSError):  # then the next run measures again; nothing else depends on it

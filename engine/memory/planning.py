@@ -13,6 +13,7 @@ from msgspec import Struct
 from engine.memory.measure_card import measured_rates
 from engine.system.pinned_memory import lockable_bytes
 from engine.system.placement import Placement
+from engine.system.progress import Progress
 from engine.wan.attention import Attention
 from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
@@ -95,6 +96,7 @@ def plan_run(
     before: Plan | None = None,
     like: Plan | None = None,
     sharers: int = 1,
+    progress: Progress,
 ) -> Planning:
     """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today),
     else the fastest that does; or that of another rank, `like`, and no other: two plans round differently. `vram` caps
@@ -113,7 +115,7 @@ def plan_run(
     gpus = used_gpus(job, facts)
     if not gpus or facts.machine is None:
         raise UserError("the GPU could not be read", where="job.gpus", fix="Look at wanlora doctor")
-    rates = measured_rates(gpus[0], device)
+    rates = measured_rates(gpus[0], device, progress)
     hardware = gpu_hardware(gpus[0], facts.machine, rates=rates)
     if vram is not None:
         hardware = msgspec.structs.replace(

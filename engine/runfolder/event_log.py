@@ -21,6 +21,7 @@ from presets.findings import Finding
 from presets.runs.events import COMMAND_ID, EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
 from presets.runs.history import History
 from presets.runs.run_folder import RESERVE_FILE
+from presets.runs.spent import TRAINING
 
 # and what applies a command: it must outlive a power loss, for the control file is deleted by then
 SYNCED = TERMINAL_KINDS | {"changed"}
@@ -51,6 +52,7 @@ class EventLog:
         self.watch: Callable[[Event], None] | None = None  # sees each event last, and may emit what it makes of it
         self._waiting: deque[tuple[Event, bytes]] = deque()
         self.lock = threading.RLock()  # held while an event is written; another thread may have the last word
+        self.doing = ""  # the phase of the last word
         self.ended = False  # the event that ends the attempt is emitted
         require_own(self.path)
         if self.path.exists():
@@ -85,6 +87,7 @@ class EventLog:
             event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
             self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
             self.ended = self.ended or kind in TERMINAL_KINDS
+            self.doing = {"phase": data.get("name"), "step": TRAINING}.get(kind) or self.doing
             self.history.add(event)
             self.flush()
             self._listener(event)

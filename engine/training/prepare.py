@@ -124,6 +124,7 @@ def prepare(
         before=before,
         like=like.plan if like else None,
         sharers=len(team.here) if team else 1,
+        progress=talk.progress("loading"),
     )
     placement = planning.placed(placement)
     with loading("experts", device, planning):

@@ -33,6 +33,7 @@ from engine.training.validation import ended_early, validate, validation_due
 from presets.errors import UserError
 from presets.job.expert_schedule import expert_at
 from presets.job.preview_settings import previews_due
+from presets.runs.spent import TRAINING
 
 
 def train(run: Run) -> bool:
@@ -91,6 +92,7 @@ def make_whole(run: Run) -> None:
 def advance(run: Run, step: int) -> int:
     """Take the next step, the one from `step` on; returns how many were taken. 0 when a stop came first: then nothing
     has changed."""
+    say_that_steps_go_on(run, step)
     team = run.team
     if team is None:
         return int(optimizer_step(run, step))
@@ -103,6 +105,13 @@ def advance(run: Run, step: int) -> int:
             with saved_if_it_fails(run, step):
                 settle(run, team)
         return int(optimizer_step(run, step))
+
+
+def say_that_steps_go_on(run: Run, step: int) -> None:
+    """After anything else: until the step is done, minutes later where it compiles, the last word would be of that."""
+    if run.log.doing != TRAINING:
+        compiles = step == run.begin.step and run.planning.plan.compiled
+        run.log.phase(TRAINING, step, run.job.training.steps, "the first step, compiling" if compiles else "")
 
 
 def advance_apart(run: Run, team: Team, step: int) -> int:

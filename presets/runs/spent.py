@@ -5,7 +5,7 @@ that says about the time to come is presets.runs.time_left's.
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from statistics import median
+from statistics import median_low
 
 from msgspec import Struct, field
 
@@ -177,7 +177,7 @@ def pace(recent: list[float]) -> float:
     are all longer, or all shorter, than those before."""
     if not recent:
         return 0.0
-    most = UNUSUAL * median(recent)
+    most = UNUSUAL * median_low(recent)  # of two, one that compiled is the unusual one
     usual = [s for s in recent if s <= most]
     if len(recent) - len(usual) > (FEW_EARLY if len(recent) < EARLY else FEW):  # clips of several sizes, perhaps
         usual = recent

@@ -12,13 +12,14 @@ from msgspec import Struct
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, high_steps, part_of
 from presets.job.schema import MultistagePanel
-from presets.runs.spent import BEFORE_STEPS, CACHING, FIRST, PAUSED, SAMPLING, SAVING, VALIDATING, pace
+from presets.runs.spent import BEFORE_STEPS, CACHING, FIRST, PAUSED, SAMPLING, SAVING, TRAINING, VALIDATING, pace
 
 if TYPE_CHECKING:
     from presets.runs.run_view import RunView
 
 LONGEST = 1e9  # seconds
 MOST_BYTES = 2**60
+FEW_STEPS = 3
 
 
 class PlannedTime(Struct, frozen=True):
@@ -94,7 +95,7 @@ def seconds_left(view: "RunView", planned: PlannedTime | None = None, *, quiet: 
 
 def _steps(view: "RunView", planned: PlannedTime | None, quiet: float) -> float:
     spent, left = view.spent, max(0, view.steps - view.step)
-    usual = view.seconds_per_step or (planned.step if planned else 0.0)
+    usual = _pace(view.recent, planned)
     if view.to_come is None:
         total = left * usual
     else:
@@ -102,12 +103,18 @@ def _steps(view: "RunView", planned: PlannedTime | None, quiet: float) -> float:
         high = high_steps(part, every, view.steps) - high_steps(part, every, view.step)
         total = 0.0
         for expert, steps in zip(EXPERTS, (high, left - high), strict=True):
-            each = pace(spent.costs.get(expert, [])) or usual
+            each = _pace(costs, planned) if (costs := spent.costs.get(expert)) else usual
             total += steps * each
             if first := pace(spent.costs.get(expert + FIRST, [])):
                 turns = min(part, 1 - part) * left / every  # turns of the one that has fewer lie apart
                 total += float(turns) * max(0.0, first - each)
-    return max(0.0, total - (min(quiet, usual) if left and view.phase.name == "training" else 0.0))
+    return max(0.0, total - (min(quiet, usual) if left and view.phase.name == TRAINING else 0.0))
+
+
+def _pace(measured: list[float], planned: PlannedTime | None) -> float:
+    """Seconds each; 0.0 while nothing is known. One or two steps, of which the first has compiled, tell little: what
+    was planned counts as another one."""
+    return pace([planned.step, *measured] if planned and planned.step and len(measured) < FEW_STEPS else measured)
 
 
 def _previews(view: "RunView", planned: PlannedTime | None, quiet: float) -> float:
@@ -182,7 +189,7 @@ def _before_steps(view: "RunView", quiet: float) -> float:
     if phase.name == CACHING:
         already = spent.since_step.get(CACHING, 0.0) + quiet
         return already * (phase.total - phase.done) / phase.done if 0 < phase.done < phase.total else 0.0
-    if spent.doing in (SAMPLING, SAVING, VALIDATING, PAUSED):
+    if spent.doing in (SAMPLING, SAVING, VALIDATING, PAUSED, TRAINING):
         return 0.0
     already = spent.since_step.get(BEFORE_STEPS, 0.0) + quiet
     return max(0.0, (spent.mean(BEFORE_STEPS) or 0.0) - already)

@@ -100,6 +100,6 @@ def trainer_light(record: JobRecord, view: RunView, beat: RunBeat | None, beat_a
 
 
 def is_stalled(view: RunView, beat: RunBeat) -> bool:
-    """Whether a step takes far longer than steps do."""
+    """Whether a step takes far longer than steps do. The first one of an attempt may: it compiles."""
     limit = max(LEAST_PATIENCE, PATIENCE * view.seconds_per_step)
-    return view.phase.name == "training" and view.step > 0 and beat.seconds_since_step > limit
+    return view.phase.name == "training" and bool(view.spent.seen) and beat.seconds_since_step > limit

@@ -1,5 +1,8 @@
 """What the card's own int8 kernels must show before a plan counts on them."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 import torch
 
@@ -7,6 +10,9 @@ from engine.memory import measure_card
 from engine.wan import attention
 from engine.wan.attention import Attention, KernelBenchmark
 from engine.wan.int8_linear import Int8Product
+from presets.machine.gpus import Gpu
+from presets.planner.measured_rates import Rates
+from tests.helpers.facts import gpu, rates
 
 CPU = torch.device("cpu")
 
@@ -41,6 +47,21 @@ def test_too_little_memory_at_the_moment_says_nothing_of_the_kernels(monkeypatch
     monkeypatch.setattr(measure_card, "_int8_is_right", short)
     with pytest.raises(torch.OutOfMemoryError):
         measure_card._int8(CPU)
+
+
+def test_a_card_is_measured_once_and_that_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    card, told, measured = gpu(80), list[str](), 0
+
+    def measure(of: Gpu, device: torch.device) -> Rates:
+        nonlocal measured
+        measured += 1
+        return msgspec.structs.replace(rates(), uuid=of.uuid, software=measure_card.software(), driver=of.driver)
+
+    monkeypatch.setattr(measure_card, "measure_card", measure)
+    for _ in range(2):
+        measure_card.measured_rates(card, CPU, lambda done, total, text: told.append(text))
+    assert measured == 1 and told == ["measuring this card, once"]
 
 
 @pytest.mark.parametrize("kernels", ["INT8_KERNELS", "ATTENTION_KERNELS", "CONVOLUTION_KERNELS"])

@@ -28,13 +28,18 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def planned(monkeypatch):
     """plan_run on an H100 with so many GiB free, with measured rates."""
-    monkeypatch.setattr(planning, "measured_rates", lambda gpu, device: rates())
+    monkeypatch.setattr(planning, "measured_rates", lambda gpu, device, progress: rates())
     monkeypatch.setattr(planning, "card_memory", lambda device: None)
 
     def plan(free: float, before: Plan | None = None, **panels):
         made = job(**panels)
         return plan_run(
-            made, facts(machine=machine(gpu(80, vram_free=int(free * GIB)))), CUDA, vram=None, before=before
+            made,
+            facts(machine=machine(gpu(80, vram_free=int(free * GIB)))),
+            CUDA,
+            vram=None,
+            before=before,
+            progress=print,
         )
 
     return plan
@@ -95,7 +100,7 @@ def test_graphs_that_the_user_has_since_refused_are_not_taken_on_resume(planned)
 
 def like(free: float, plan: Plan):
     known = facts(machine=machine(gpu(80, vram_free=int(free * GIB))))
-    return plan_run(job(), known, CUDA, vram=None, like=plan)
+    return plan_run(job(), known, CUDA, vram=None, like=plan, progress=print)
 
 
 def test_a_rank_takes_the_first_ones_plan_as_it_is_or_says_that_it_cannot(planned):

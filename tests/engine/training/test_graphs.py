@@ -40,7 +40,7 @@ def recorders(monkeypatch):
             made.append(Recorder(**(how if not made else {})))
             return made[-1]
 
-        def plan_run(job, facts, device, *, vram, before=None, like=None, sharers=1):
+        def plan_run(job, facts, device, *, vram, before=None, like=None, sharers=1, progress):
             hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
             return Planning(before or plan, "a test", hardware, workload_of(job, facts), ExpertShape())
 

@@ -33,7 +33,7 @@ def card(monkeypatch):
     """The run believes that it is on a card with rungs below its plan."""
 
     def with_plan(plan: Plan) -> None:
-        def plan_run(job, facts, device, *, vram, before=None, like=None, sharers=1):
+        def plan_run(job, facts, device, *, vram, before=None, like=None, sharers=1, progress):
             hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
             return Planning(plan, "a test", hardware, workload_of(job, facts), ExpertShape())
 

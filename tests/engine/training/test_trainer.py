@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_events_tell_the_whole_run(finished):
         and view.step == 8
         and view.files == ["t_high_noise.safetensors", "t_low_noise.safetensors"]
     )
+
+
+def test_the_last_word_before_a_step_is_of_training(finished):
+    """Not of the previews before it, for as long as it takes."""
+    told = [e for e in events(finished) if e.kind not in ("finding", "log")]
+    turned = [(a, b) for a, b in pairwise(told) if b.kind == "step" and a.kind != "step"]
+    assert [b.data["step"] for _, b in turned] == [1, 5]
+    for before, step in turned:
+        assert before.kind == "phase"
+        assert before.data == {"name": "training", "done": step.data["step"] - 1, "total": 8, "text": ""}
 
 
 def test_both_experts_learnt(finished):

@@ -177,6 +177,15 @@ def test_before_anything_was_measured_the_plan_counts():
     assert seconds_left(RunView()) is None
 
 
+def test_a_first_step_that_compiles_says_nothing_of_the_others():
+    run = Played(job()).play()
+    planned = PlannedTime(sum(PACE.values()) / 2, preview=PREVIEW, save=SAVE)
+    after = {step: (left, takes) for step, left, takes in run.predictions(planned) if step in (1, 2)}
+    for left, takes in after.values():
+        assert left == pytest.approx(takes, rel=0.1)
+    assert pace([31.0, 1.0]) == 1.0
+
+
 def test_a_run_that_was_stopped_has_worked_without_the_night_between():
     run = Played(job())
     run.play(until=500)

@@ -1,6 +1,9 @@
 import pytest
 
-from wanlora_tui.feeds.status_lights import BEAT_LIMIT, Light, answers, link_light
+from daemon.wire.records import RunBeat
+from presets.runs.run_view import Phase, RunView
+from presets.runs.spent import Spent
+from wanlora_tui.feeds.status_lights import BEAT_LIMIT, Light, answers, is_stalled, link_light
 from wanlora_tui.remote.link_state import Kind, LinkState
 
 NOW = 1000.0
@@ -41,3 +44,11 @@ def test_a_daemon_that_ended_there_is_told_while_no_beat_comes():
 )
 def test_a_silent_daemon_cannot_be_asked(beat_age: float | None, problem: str, can: bool):
     assert answers(beat_age, problem) is can
+
+
+@pytest.mark.parametrize(
+    ("phase", "seen", "stalled"), [("training", True, True), ("training", False, False), ("saving", True, False)]
+)
+def test_a_step_that_takes_far_longer_than_steps_do_stalls_unless_it_compiles(phase: str, seen: bool, stalled: bool):
+    view = RunView(step=40, seconds_per_step=2.0, phase=Phase(phase), spent=Spent(seen=["high_noise"] * seen))
+    assert is_stalled(view, RunBeat(1, "running", 9, trainer_alive=True, seconds_since_step=61.0)) is stalled
