@@ -40,7 +40,6 @@ ANYWHERE: dict[str, Precision] = {
     "qint4": "qint4",
     "qint4+ara": "qint4",
 }
-ALL = 10_000  # blocks: more than any expert has
 
 
 class Running(Struct, frozen=True):
@@ -106,7 +105,8 @@ def plan_run(
     if device.type != "cuda" or facts.tiny:
         plan = Plan(
             precision=ANYWHERE.get(job.quantization.transformer, "none"),
-            resident=ALL,
+            resident=shape.layers,
+            slots=0,
             activations="device",
             compiled=False,
             vae_frames=8,

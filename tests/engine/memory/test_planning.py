@@ -19,7 +19,7 @@ from presets.errors import UserError
 from presets.job.diff import changes
 from presets.planner.measured_rates import AttentionRates
 from presets.planner.plan import Plan
-from tests.helpers.facts import facts, gpu, job, machine, rates
+from tests.helpers.facts import facts, gpu, job, machine, rates, tiny_model
 
 GIB = 2**30
 CUDA = torch.device("cuda")
@@ -59,6 +59,11 @@ def test_what_is_compiled_for_one_size_is_not_when_a_resume_brings_others(planne
     assert first.work.loads and not first.plan.any_size
     resumed = planned(60, before=first.plan, sample={"prompts": [{"prompt": "a red square", "ctrl_img": "a.png"}]})
     assert resumed.plan == msgspec.structs.replace(first.plan, any_size=True)
+
+
+def test_a_toy_lies_on_the_card_whole():
+    plan = plan_run(job(), facts(model=tiny_model()), CUDA, vram=None, progress=print).plan
+    assert plan.text == "bf16, 2 blocks resident, activations on the GPU"
 
 
 def test_a_plan_that_no_longer_fits_is_chosen_anew(planned):
