@@ -76,10 +76,16 @@ class JobsScreen(JobCopies, FirstLayout):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012  (Textual's own declaration)
 
     def __init__(
-        self, client: Client, job_list: JobList, *, link: Link = no_link, cost: CostSettings | None = None
+        self,
+        client: Client,
+        job_list: JobList,
+        *,
+        link: Link = no_link,
+        cost: CostSettings | None = None,
+        host: str = "",
     ) -> None:
         super().__init__(client, job_list)
-        self._link, self._cost = link, cost or FREE
+        self._link, self._cost, self._host = link, cost or FREE, host
         self._order, self._filter = ORDERS[0], ""
         self._wanted = -1  # the job that the cursor goes to as soon as it is listed
         self._said: dict[str, object] = {}  # what the lines show
@@ -176,7 +182,7 @@ class JobsScreen(JobCopies, FirstLayout):
         self._say(
             "#jobs-title",
             Text.assemble(
-                ("wanlora  ", "bold"),
+                (f"wanlora on {escaped(self._host)}  " if self._host else "wanlora  ", "bold"),
                 title if heard is not None else "looking for the daemon",
                 (order, "italic"),
                 "   ",
