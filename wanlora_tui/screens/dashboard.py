@@ -316,8 +316,9 @@ class DashboardScreen(RunCommands, FirstLayout):
         self.query_one(Poster).action_play()
 
     def action_copy_path(self) -> None:
-        """Of the file under the cursor, where there is one."""
-        what, path = self.query_one(FilesList).chosen or ("Run folder", self.run_dir)
+        """Of the file under the cursor, or of the preview that has the focus."""
+        chosen = self.query_one(FilesList).chosen or self.query_one(Poster).chosen
+        what, path = chosen or ("Run folder", self.run_dir)
         copy_path(self, path, title=what)
 
     def action_open_folder(self) -> None:

@@ -144,6 +144,10 @@ async def test_steps_side_by_side_are_scrubbed_together(tmp_path: Path):
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
         assert "step 50, prompt 1 of 2" in str(app.screen.query_one(Poster).border_title)
+        await pilot.press("o", "y")
+        await until(pilot, lambda: app.clipboard == str(tmp_path / "orbit_v1"), "the run folder, from the plot")
+        await pilot.press("p", "y")
+        await until(pilot, lambda: app.clipboard.endswith("step_000000050/00.mp4"), "the preview, from its pane")
 
 
 async def test_mouse(tmp_path: Path):
