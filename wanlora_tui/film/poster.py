@@ -22,7 +22,7 @@ from wanlora_tui.terminal.pictures import Drawer, drawer
 if TYPE_CHECKING:
     from wanlora_tui.film.pane import FilmPane, Found
 
-KEYS = ("space", " plays  ", "z", " full screen  ", "c", " compare  ", "t", " all")
+KEYS = ("space", " plays  ", "z", " large  ", "c", " compare  ", "t", " all")
 AGAIN_SECONDS = 2.0  # until what could not be shown is looked for again
 
 

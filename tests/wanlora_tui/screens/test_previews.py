@@ -364,6 +364,17 @@ async def test_a_terminal_with_graphics_draws_the_poster_and_plays_in_cells(tmp_
         assert not pane.query_one(TGPImage).display
 
 
+@pytest.mark.parametrize(("size", "rows"), [((40, 12), 4), ((130, 36), 6)])
+async def test_the_picture_gets_most_of_its_pane_on_small_terminals(size: tuple[int, int], rows: int, tmp_path: Path):
+    filmed(tmp_path / "orbit_v1", steps=(0,), until=1)
+    app = app_over(tmp_path / "orbit_v1")
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
+        await pilot.press("p")
+        await until(pilot, lambda: "▀▀" in screen_text(app) and "c compare" in screen_text(app), "the preview")
+        assert sum("▀▀▀▀" in line for line in screen_text(app).splitlines()) >= rows, screen_text(app)
+
+
 async def test_nothing_yet_and_a_very_small_terminal(tmp_path: Path):
     filmed(tmp_path / "orbit_v1", prompts=2, steps=(0, 50))
     app = app_over(tmp_path / "orbit_v1")

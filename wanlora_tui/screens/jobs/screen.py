@@ -48,6 +48,7 @@ To see the whole way first, on made-up clips, leave with q and try:
 # left out of the footer where it has no room, the first of them first
 SPARE = ("jobs.later", "jobs.earlier", "jobs.remove", "jobs.rename", "jobs.duplicate", "jobs.sort", "jobs.submit",
          "jobs.hold", "jobs.filter", "jobs.resume", "jobs.cancel")  # fmt: skip
+MORE = ("jobs.copy", "jobs.folder", "jobs.priority", "jobs.remove_ended")
 
 
 ON_A_JOB = frozenset(possible(JobRecord(id=0, name="", job_path="", out="", gpus=[], state="queued")))
@@ -104,7 +105,7 @@ class JobsScreen(JobCopies, FirstLayout):
             yield JobDetail(cost=self._cost, id="job-beside")
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=MORE)
 
     @property
     def takes_keys(self) -> bool:

@@ -109,7 +109,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             yield Button("◀ Back ^D", id="back", compact=True)
             yield Static("", id="nav-state", markup=False)
             yield Button("Next ^G ▶", id="next", variant="primary", compact=True)
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=("wizard.redo", "wizard.read_again"))
 
     def on_mount(self) -> None:
         self._read_machine()
