@@ -36,7 +36,7 @@ class FittingFooter(Footer):
     """`spare`: ids of actions that are left out where there is no room for all, the first of them first, once the
     palette has gone without its name. They have their keys still, and stand in the help and the palette. `more`: of
     actions that no footer shows, in the room that the others leave, the first of them first. `compact`: without a
-    blank around each key."""
+    blank around each key, as where there is no room for those."""
 
     COMPONENT_CLASSES = {"footer--key", "footer--label", "footer--edge", "footer--hover"}  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
@@ -112,39 +112,45 @@ class FittingFooter(Footer):
     @property
     def shown(self) -> list[Offer]:
         """What there is room for."""
+        return self._fitted()[0]
+
+    def _fitted(self) -> tuple[list[Offer], bool]:
+        """What there is room for, and whether that is without blanks."""
         keys, room = list(self._offered), self.size.width
         at_the_right = [self._palette] if self._palette is not None else []
-        if sum(map(self._columns, [*keys, *at_the_right])) <= room:
-            for each in self._more:
-                if sum(map(self._columns, [*keys, each, *at_the_right])) > room:
-                    break
-                keys.append(each)
-            return [*keys, *at_the_right]
+        for compact in (self.compact, True):
+            if self._columns([*keys, *at_the_right], compact) <= room:
+                for each in self._more:
+                    if self._columns([*keys, each, *at_the_right], compact) > room:
+                        break
+                    keys.append(each)
+                return [*keys, *at_the_right], compact
         at_the_right = [replace(palette, label="") for palette in at_the_right]
         for spare in self._spare:
-            if sum(map(self._columns, [*keys, *at_the_right])) <= room:
+            if self._columns([*keys, *at_the_right], True) <= room:
                 break
             keys = [key for key in keys if key.id != spare]
-        return [*keys, *at_the_right]
+        return [*keys, *at_the_right], True
 
-    def _columns(self, offer: Offer) -> int:
-        """A key and its label, with all that is between it and the next."""
-        return cell_len(offer.shown_key) + cell_len(offer.label) + (2 if self.compact else 3)
+    def _columns(self, offers: Sequence[Offer], compact: bool) -> int:
+        """Keys and their labels, each with all that is between it and the next."""
+        return sum(cell_len(offer.shown_key) + cell_len(offer.label) + (2 if compact else 3) for offer in offers)
 
     def render_line(self, y: int) -> Strip:
         width, segments, self._places = self.size.width, list[Segment](), []
         plain = Style(bgcolor=self.rich_style.bgcolor)
         at = 0
-        for offer in self.shown:
+        shown, compact = self._fitted()
+        for offer in shown:
             if offer.id == PALETTE:
                 at = max(0, width - cell_len(f"{EDGE}{offer.shown_key} {offer.label} "))
                 before = Strip(segments).adjust_cell_length(at, plain)
                 edge = Segment(EDGE, self.get_component_rich_style("footer--edge"))
                 segments = [*before, edge, *self._segments(offer, compact=True)]
             else:
-                after = [Segment(" ", plain)] if self.compact else []
-                segments += [*self._segments(offer, compact=self.compact), *after]
-            columns = self._columns(offer)
+                after = [Segment(" ", plain)] if compact else []
+                segments += [*self._segments(offer, compact=compact), *after]
+            columns = self._columns([offer], compact)
             self._places.append((range(at, at + columns), offer))
             at += columns
         return Strip(segments).adjust_cell_length(width, plain)

@@ -217,7 +217,7 @@ class PathPicker(Dialog[str | None]):
             with Answers(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
                 yield Button("Cancel", id="picker-cancel", compact=True)
-        yield FittingFooter(compact=False)
+        yield FittingFooter(compact=False, spare=("picker.close", "picker.open", "picker.parent", "picker.choose"))
 
     def on_mount(self) -> None:
         self.query_one(_Tree).focus()

@@ -77,6 +77,25 @@ async def test_what_is_asked_for_twice_before_it_is_drawn_is_looked_at_once():
         await until(pilot, lambda: labels(footer) == ["Stop", "Resume"], "both again")
 
 
+class Roomy(Screen[None]):
+    BINDINGS = [("s", "stop", "Stop"), ("escape", "close", "Close")]  # noqa: RUF012
+
+    def compose(self) -> ComposeResult:
+        yield FittingFooter(show_command_palette=False, compact=False)
+
+
+async def test_the_blanks_around_keys_go_before_a_key_is_cut():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 6)) as pilot:
+        await app.push_screen(Roomy())
+        footer = app.screen.query_one(FittingFooter)
+        await until(pilot, lambda: drawn(footer) == " s Stop  esc Close", "with blanks")
+        await pilot.resize_terminal(17, 6)
+        await until(pilot, lambda: drawn(footer) == "s Stop esc Close", "without")
+        await pilot.hover(footer, offset=(8, 0))
+        assert footer._hovered == "escape"
+
+
 class Typing(Screen[None]):
     BINDINGS = bindings("app.palette")
 
