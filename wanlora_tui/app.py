@@ -110,7 +110,7 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
         if (theme := readable(self.last_seen.kept.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
-        self._jobs = JobsScreen(self.client, self._job_list, link=self._link, cost=self._cost)
+        self._jobs = JobsScreen(self.client, self._job_list, link=self._link, cost=self._cost, host=self.host)
         self.push_screen(self._jobs)
         if self._job is not None:
             self.open_dashboard(self._job)

@@ -288,7 +288,7 @@ async def test_dialogs_lists_and_notifications(tmp_path: Path):
     app = App()
     async with app.run_test(size=(120, 40), notifications=True) as pilot:
         screens: list[Screen] = [
-            JobsScreen(None, jobs),  # type: ignore[arg-type]
+            JobsScreen(None, jobs, host=HOSTILE),  # type: ignore[arg-type]
             CheckpointsScreen(HOSTILE, tmp_path / SHORT, [hostile(StoredCheckpoint)]),
             ChangeScreen(HOSTILE, {}),
             Confirm(HOSTILE, "Yes", "No"),

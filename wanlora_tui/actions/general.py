@@ -103,7 +103,7 @@ register(
         keys="y",
         action="copy_path",
         label="Copy path",
-        help="Copy the full path of the file under the cursor, or the run folder.",
+        help="Copy the full path of the file under the cursor, of the preview in focus, or of the run folder.",
         show=False,
     ),
     Action(

@@ -117,7 +117,7 @@ def in_words(before: Draft, after: Draft, value: Callable[[Draft, str], Any]) ->
                 [Path(f).name for f in one.folders if f not in other.folders]
                 for one, other in ((before, after), (after, before))
             )
-            words += [f"folder {name} removed" for name in gone] + [f"folder {name} added" for name in come]
+            words += [f"folder {name} is gone" for name in gone] + [f"folder {name} is there" for name in come]
             continue
         if path in ("sample.prompts", "model.merge", "target.layers"):
             old, new = (len(_tables(draft, path)) for draft in (before, after))

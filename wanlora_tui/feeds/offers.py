@@ -59,4 +59,4 @@ def offer(action: str, record: JobRecord, view: RunView) -> bool | None:
         if view.to_come is not None and not view.to_come.prompts:
             return False
         return None if doing in ("sampling", "paused") else True
-    return True
+    return True if view.settings else None  # to change them: the run's first word of an attempt tells them

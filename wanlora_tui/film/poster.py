@@ -22,7 +22,7 @@ from wanlora_tui.terminal.pictures import Drawer, drawer
 if TYPE_CHECKING:
     from wanlora_tui.film.pane import FilmPane, Found
 
-KEYS = ("space", " plays  ", "z", " full screen  ", "c", " compare  ", "t", " all")
+KEYS = ("space", " plays  ", "z", " large  ", "c", " compare  ", "t", " all")
 AGAIN_SECONDS = 2.0  # until what could not be shown is looked for again
 
 
@@ -88,6 +88,14 @@ class Poster(Plays, Vertical, can_focus=True):
         if self._shots is None:
             return None
         return self._chosen if self._chosen in self._shots.table else self._shots.newest
+
+    @property
+    def chosen(self) -> tuple[str, Path] | None:
+        """What its film is called and where it lies, while it has the focus."""
+        if self.at is None or self._shots is None or not self.has_focus:
+            return None
+        shot = self._shots.get(*self.at)
+        return ("Preview", shot.film) if shot is not None else None
 
     def show(self, view: RunView, run_dir: Path) -> None:
         """Draw what is shown by now; a picture that cannot be read is said, not hidden."""

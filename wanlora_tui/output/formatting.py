@@ -107,11 +107,13 @@ def clock(wall: float) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value as a user types or reads it: `512, 768`, `on`, `0.0001`; "" for a field that is left out."""
+    """A value as a user types or reads it: `512, 768`, `on`, `1e-4`; "" for a field that is left out."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list):
         return ", ".join(value_text(v) for v in value)
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        return rate_text(value, 12)  # as the dashboard says it
     return "" if value is None else str(value)
 
 

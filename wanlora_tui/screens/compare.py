@@ -34,6 +34,7 @@ PANE_COLUMNS = 38  # as many panes as have so much room, unless the user says an
 At = tuple[int, Column]  # prompt and step
 FILM_KEYS = ("film.play", "film.back", "film.on", "film.first", "film.last")
 SPARE = ("film.on", "compare.pin", "compare.more", "compare.up", "compare.right", "compare.left")
+MORE = ("compare.fewer", "film.back", "compare.start", "compare.sheet", "compare.copy")
 STEP_KEYS = ("compare.left", "compare.right", "compare.up", "compare.down")
 
 
@@ -94,7 +95,7 @@ class CompareScreen(Plays, SparingScreen[At | None]):
                 yield FilmPane(self._image, self._pictures, id=f"compare-{i}")
         yield Static(id="compare-text")
         yield PositionBar()
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=MORE)
 
     def on_mount(self) -> None:
         self.set_interval(SECONDS, self._show)

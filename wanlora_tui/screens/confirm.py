@@ -14,6 +14,7 @@ class Confirm(Dialog[bool]):
     """Dismisses with True for yes. `y` and `n` answer; so do the buttons."""
 
     BINDINGS = bindings("confirm.yes", "confirm.no", "app.help")
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (18, "-high")]  # noqa: RUF012  (Textual's own declaration)
 
     def __init__(self, question: str, yes: str, no: str) -> None:
         super().__init__()

@@ -65,7 +65,7 @@ class ContactSheet(Plays, SparingScreen[At | None]):
         yield Static(id="sheet-title")
         yield SheetView(self._pictures)
         yield PositionBar()
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=("film.back", "sheet.copy"))
 
     def on_mount(self) -> None:
         self.set_interval(SECONDS, self._show)

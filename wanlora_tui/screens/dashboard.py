@@ -46,8 +46,9 @@ if TYPE_CHECKING:
     from wanlora_tui.screens.contact_sheet import ContactSheet
 
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
-HEIGHTS = [(0, "-low"), (20, "-short"), (30, "-tall")]  # rows
+HEIGHTS = [(0, "-low"), (20, "-short"), (30, "-tall"), (44, "-high")]  # rows
 SPARE = ("dashboard.change", "dashboard.sample", "dashboard.save", "dashboard.checkpoints", "dashboard.compare")
+MORE = ("dashboard.fetch", "dashboard.whole_log", "dashboard.copy", "dashboard.folder")
 TICK = 1.1  # seconds between two drawings of what time alone changes; one of news puts the next off
 PANES = ("plot", "preview", "log", "files")
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
@@ -125,7 +126,7 @@ class DashboardScreen(RunCommands, FirstLayout):
                 yield Poster(self._image, pictures=self._pictures, id="preview")
                 yield FilesList(id="files")
         # in 80 columns every key counts; the help names the palette
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=MORE)
 
     def on_mount(self) -> None:
         self.action_pane("plot")
@@ -316,8 +317,9 @@ class DashboardScreen(RunCommands, FirstLayout):
         self.query_one(Poster).action_play()
 
     def action_copy_path(self) -> None:
-        """Of the file under the cursor, where there is one."""
-        what, path = self.query_one(FilesList).chosen or ("Run folder", self.run_dir)
+        """Of the file under the cursor, or of the preview that has the focus."""
+        chosen = self.query_one(FilesList).chosen or self.query_one(Poster).chosen
+        what, path = chosen or ("Run folder", self.run_dir)
         copy_path(self, path, title=what)
 
     def action_open_folder(self) -> None:

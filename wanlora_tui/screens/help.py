@@ -84,9 +84,12 @@ NAMES = {
 
 def key_text(keys: str) -> str:
     """`question_mark,f1` as `? F1`."""
-    return " ".join(
-        NAMES.get(k, k.replace("ctrl+", "^") if len(k) != 2 or k[0] != "f" else k.upper()) for k in keys.split(",")
-    )
+    return " ".join(NAMES.get(key) or _as_on_buttons(key) for key in keys.split(","))
+
+
+def _as_on_buttons(key: str) -> str:
+    is_large = key.startswith("ctrl+") or (len(key) == 2 and key[0] == "f")
+    return key.replace("ctrl+", "^").upper() if is_large else key
 
 
 def of_screen(first: str) -> dict[str, list[Action]]:

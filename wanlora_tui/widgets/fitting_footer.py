@@ -12,7 +12,7 @@ from rich.style import Style
 from textual import events
 from textual.app import ComposeResult
 from textual.reactive import reactive
-from textual.screen import Screen
+from textual.screen import ActiveBinding, Screen
 from textual.strip import Strip
 from textual.widgets import Footer
 
@@ -34,8 +34,9 @@ class Offer:
 
 class FittingFooter(Footer):
     """`spare`: ids of actions that are left out where there is no room for all, the first of them first, once the
-    palette has gone without its name. They have their keys still, and stand in the help and the palette. `compact`:
-    without a blank around each key."""
+    palette has gone without its name. They have their keys still, and stand in the help and the palette. `more`: of
+    actions that no footer shows, in the room that the others leave, the first of them first. `compact`: without a
+    blank around each key, as where there is no room for those."""
 
     COMPONENT_CLASSES = {"footer--key", "footer--label", "footer--edge", "footer--hover"}  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
@@ -49,10 +50,18 @@ class FittingFooter(Footer):
 
     _hovered: reactive[str] = reactive("")  # the key under the mouse
 
-    def __init__(self, *, spare: Sequence[str] = (), show_command_palette: bool = True, compact: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        spare: Sequence[str] = (),
+        more: Sequence[str] = (),
+        show_command_palette: bool = True,
+        compact: bool = True,
+    ) -> None:
         super().__init__(show_command_palette=show_command_palette, compact=compact)
-        self._spare = spare
+        self._spare, self._wanted = spare, more
         self._offered: list[Offer] = []
+        self._more: list[Offer] = []
         self._palette: Offer | None = None  # it stands at the right
         self._awaited = False  # a look at the bindings, after the frame that is being drawn
         self._places: list[tuple[range, Offer]] = []  # columns of what is drawn
@@ -76,65 +85,72 @@ class FittingFooter(Footer):
             return
         bound = self.screen.active_bindings
         offered: dict[str, Offer] = {}  # by action: its first key is shown
-        for _, binding, enabled, tooltip in bound.values():
-            if binding.show and binding.action not in offered:
-                offered[binding.action] = Offer(
-                    binding.id or "",
-                    binding.key,
-                    self.app.get_key_display(binding),
-                    binding.description,
-                    tooltip,
-                    enabled,
-                )
+        more: dict[str, Offer] = {}  # by id
+        for active in bound.values():
+            binding = active.binding
+            if binding.show:
+                offered.setdefault(binding.action, self._offer(active))
+            elif binding.id and binding.id in self._wanted and active.enabled:
+                more.setdefault(binding.id, self._offer(active))
         palette = None
         # a colon, which is ours, where it is not typed: browsers and editors keep Textual's ^P from their terminals
         shown = next((b for b in bound.values() if b.binding.id == PALETTE), None)
         shown = shown or bound.get(self.app.COMMAND_PALETTE_BINDING)
         if self.show_command_palette and shown is not None:
-            _, binding, enabled, tooltip = shown
-            palette = Offer(
-                PALETTE,
-                binding.key,
-                self.app.get_key_display(binding),
-                "Palette",
-                tooltip or binding.description,
-                enabled,
-            )
-        if (list(offered.values()), palette) != (self._offered, self._palette):
-            self._offered, self._palette = list(offered.values()), palette
+            palette = replace(self._offer(shown), id=PALETTE, label="Palette")
+        now = list(offered.values()), [more[id] for id in self._wanted if id in more], palette
+        if now != (self._offered, self._more, self._palette):
+            self._offered, self._more, self._palette = now
             self.refresh()
+
+    def _offer(self, active: ActiveBinding) -> Offer:
+        _, binding, enabled, tooltip = active
+        key = self.app.get_key_display(binding)
+        key = key.upper() if key.startswith("^") else key  # as on the buttons
+        return Offer(binding.id or "", binding.key, key, binding.description, tooltip, enabled)
 
     @property
     def shown(self) -> list[Offer]:
         """What there is room for."""
+        return self._fitted()[0]
+
+    def _fitted(self) -> tuple[list[Offer], bool]:
+        """What there is room for, and whether that is without blanks."""
         keys, room = list(self._offered), self.size.width
         at_the_right = [self._palette] if self._palette is not None else []
-        if at_the_right and sum(map(self._columns, [*keys, *at_the_right])) > room:
-            at_the_right = [replace(at_the_right[0], label="")]
+        for compact in (self.compact, True):
+            if self._columns([*keys, *at_the_right], compact) <= room:
+                for each in self._more:
+                    if self._columns([*keys, each, *at_the_right], compact) > room:
+                        break
+                    keys.append(each)
+                return [*keys, *at_the_right], compact
+        at_the_right = [replace(palette, label="") for palette in at_the_right]
         for spare in self._spare:
-            if sum(map(self._columns, [*keys, *at_the_right])) <= room:
+            if self._columns([*keys, *at_the_right], True) <= room:
                 break
             keys = [key for key in keys if key.id != spare]
-        return [*keys, *at_the_right]
+        return [*keys, *at_the_right], True
 
-    def _columns(self, offer: Offer) -> int:
-        """A key and its label, with all that is between it and the next."""
-        return cell_len(offer.shown_key) + cell_len(offer.label) + (2 if self.compact else 3)
+    def _columns(self, offers: Sequence[Offer], compact: bool) -> int:
+        """Keys and their labels, each with all that is between it and the next."""
+        return sum(cell_len(offer.shown_key) + cell_len(offer.label) + (2 if compact else 3) for offer in offers)
 
     def render_line(self, y: int) -> Strip:
         width, segments, self._places = self.size.width, list[Segment](), []
         plain = Style(bgcolor=self.rich_style.bgcolor)
         at = 0
-        for offer in self.shown:
+        shown, compact = self._fitted()
+        for offer in shown:
             if offer.id == PALETTE:
                 at = max(0, width - cell_len(f"{EDGE}{offer.shown_key} {offer.label} "))
                 before = Strip(segments).adjust_cell_length(at, plain)
                 edge = Segment(EDGE, self.get_component_rich_style("footer--edge"))
                 segments = [*before, edge, *self._segments(offer, compact=True)]
             else:
-                after = [Segment(" ", plain)] if self.compact else []
-                segments += [*self._segments(offer, compact=self.compact), *after]
-            columns = self._columns(offer)
+                after = [Segment(" ", plain)] if compact else []
+                segments += [*self._segments(offer, compact=compact), *after]
+            columns = self._columns([offer], compact)
             self._places.append((range(at, at + columns), offer))
             at += columns
         return Strip(segments).adjust_cell_length(width, plain)

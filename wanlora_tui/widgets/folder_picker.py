@@ -217,15 +217,16 @@ class PathPicker(Dialog[str | None]):
             with Answers(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
                 yield Button("Cancel", id="picker-cancel", compact=True)
-        yield FittingFooter(compact=False)
+        yield FittingFooter(compact=False, spare=("picker.close", "picker.open", "picker.parent", "picker.choose"))
 
     def on_mount(self) -> None:
         self.query_one(_Tree).focus()
 
     @on(Tree.NodeHighlighted)
     def _highlighted(self, event: Tree.NodeHighlighted[DirEntry]) -> None:
-        if event.node.data is not None:
-            self.query_one("#picker-path", Input).value = str(event.node.data.path)
+        path = self.query_one(PathInput)
+        if event.node.data is not None and self.focused is not path:  # in which somebody types by now
+            path.value = str(event.node.data.path)
 
     @on(Input.Changed, "#picker-path")
     def _path_changed(self) -> None:
@@ -243,6 +244,19 @@ class PathPicker(Dialog[str | None]):
         tree.needle = event.value.strip().lower()
         await tree.reload()
         tree.cursor_line = min(1, tree.last_line)  # the first thing that is left, and not the top folder
+        if "/" in event.value and not tree.root.children:
+            self._take_as_path()
+
+    def _take_as_path(self) -> None:
+        """What was typed was no part of a name: the slash that opened the filter began it."""
+        box, path = self.query_one("#picker-filter", Input), self.query_one(PathInput)
+        path.value = f"/{box.value}"
+        path.cursor_position = len(path.value)
+        path.select_on_focus = False  # what is typed next goes on
+        self.set_focus(path)
+        box.remove_class("-open")
+        with box.prevent(Input.Changed):
+            box.value = ""
 
     @on(Input.Submitted, "#picker-filter")
     def _filter_done(self, event: Input.Submitted) -> None:

@@ -130,9 +130,9 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         if self._thresholds is None:
             self._thresholds = gc.get_threshold()
             gc.set_threshold(*self._thresholds[:2], NEVER)
-        self._may_collect = asyncio.get_running_loop().call_later(IDLE, self.give_collector_back)
+        self._may_collect = asyncio.get_running_loop().call_later(IDLE, self._give_collector_back)
 
-    def give_collector_back(self) -> None:
+    def _give_collector_back(self) -> None:
         """From here on it looks at what has lived for a while when it is due."""
         if self._may_collect is not None:
             self._may_collect.cancel()
@@ -141,7 +141,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         self._may_collect = self._thresholds = None
 
     def on_unmount(self) -> None:
-        self.give_collector_back()
+        self._give_collector_back()
 
     def _still_opens(self) -> bool:
         """Whether the screen is to be waited for: once, however many keys come."""

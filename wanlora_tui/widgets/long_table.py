@@ -259,6 +259,8 @@ class LongTable(ScrollView, can_focus=True):
     def action_last(self) -> None:
         self.move_cursor(self.row_count - 1)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.row_count > 0 if action == "choose" else super().check_action(action, parameters)
+
     def action_choose(self) -> None:
-        if self.row_count:
-            self.post_message(self.Chosen(self, self.cursor_row))
+        self.post_message(self.Chosen(self, self.cursor_row))

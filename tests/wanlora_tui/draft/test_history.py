@@ -70,5 +70,5 @@ def test_a_change_is_told_by_what_it_changed() -> None:
     new = Draft(prompts=[PromptPanel(prompt="b")], folders=["/a", "/b"], values={"training.lr": 0.5})
     assert set(changed(old, new)) == {"datasets", "training.lr", "sample.prompts[0].prompt"}
     said = told(old, new)
-    assert "folder b added" in said and "training.lr fast -> 0.5" in said
+    assert "folder b is there" in said and "training.lr fast -> 0.5" in said
     assert told(new, Draft(folders=["/a", "/b"], values={"training.lr": 0.5})) == "sample.prompts 1 -> 0"

@@ -43,7 +43,7 @@ def view(phase: str = "training", *, last: str = "", prompts: int = 1, step: int
 RUNNING = {"stop_run", "change_run", "save_now", "sample_now"}
 CASES = {
     "running": (record("running"), view(), RUNNING),
-    "starting": (record("starting"), RunView(), {"stop_run", "change_run", "sample_now"}),
+    "starting": (record("starting"), RunView(), {"stop_run", "sample_now"}),
     "before the first step": (record("running"), view("loading", step=0, saved=False), RUNNING - {"save_now"}),
     "saving": (record("running"), view("saving"), RUNNING - {"save_now"}),
     "sampling": (record("running"), view("sampling"), RUNNING - {"sample_now"}),

@@ -2,7 +2,7 @@
 
 import pytest
 from textual.app import App
-from textual.widgets import Footer
+from textual.widgets import Button, Footer
 from textual.widgets._toast import Toast
 
 from tests.helpers.interface.wizard_pilot import screen_text, until
@@ -31,3 +31,16 @@ async def test_notices_leave_the_question_and_its_answers_in_view(size: tuple[in
             region = app.screen.query_one(selector).region
             assert app.screen.region.contains_region(region)
             assert not any(toast.overlaps(region) for toast in toasts), screen_text(app)
+
+
+async def test_both_answers_are_whole_on_a_small_terminal() -> None:
+    app = Asking()
+    async with app.run_test(size=(40, 12)) as pilot:
+        question = (
+            "Stop kite_style? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q."
+        )
+        await app.push_screen(Confirm(question, "Stop", "Keep running"))
+        await until(pilot, lambda: "Keep running (n)" in screen_text(app), "the question")
+        assert "Stop (y)" in screen_text(app)
+        room = app.screen.query_one("#confirm-box").content_region
+        assert all(room.contains_region(answer.region) for answer in app.screen.query(Button)), screen_text(app)

@@ -238,3 +238,10 @@ async def test_a_title_that_has_no_room_says_that_it_is_cut():
     async with app.run_test(size=(40, 10)) as pilot:
         await settle(pilot)
         assert shown(app.screen).splitlines()[0].rstrip().endswith("…")
+
+
+async def test_the_title_names_the_machine_whose_jobs_it_counts():
+    app = JobsApp([], {}, host="box")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert shown(app.screen).splitlines()[0].startswith(" wanlora on box  ")

@@ -144,6 +144,10 @@ async def test_steps_side_by_side_are_scrubbed_together(tmp_path: Path):
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
         assert "step 50, prompt 1 of 2" in str(app.screen.query_one(Poster).border_title)
+        await pilot.press("o", "y")
+        await until(pilot, lambda: app.clipboard == str(tmp_path / "orbit_v1"), "the run folder, from the plot")
+        await pilot.press("p", "y")
+        await until(pilot, lambda: app.clipboard.endswith("step_000000050/00.mp4"), "the preview, from its pane")
 
 
 async def test_mouse(tmp_path: Path):
@@ -358,6 +362,17 @@ async def test_a_terminal_with_graphics_draws_the_poster_and_plays_in_cells(tmp_
         await pilot.press("space", "home")
         await until(pilot, lambda: bar_at(pane) == 0 and "▀" in screen_text(app), "the film")
         assert not pane.query_one(TGPImage).display
+
+
+@pytest.mark.parametrize(("size", "rows"), [((40, 12), 4), ((130, 36), 6)])
+async def test_the_picture_gets_most_of_its_pane_on_small_terminals(size: tuple[int, int], rows: int, tmp_path: Path):
+    filmed(tmp_path / "orbit_v1", steps=(0,), until=1)
+    app = app_over(tmp_path / "orbit_v1")
+    async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
+        await pilot.press("p")
+        await until(pilot, lambda: "▀▀" in screen_text(app) and "c compare" in screen_text(app), "the preview")
+        assert sum("▀▀▀▀" in line for line in screen_text(app).splitlines()) >= rows, screen_text(app)
 
 
 async def test_nothing_yet_and_a_very_small_terminal(tmp_path: Path):

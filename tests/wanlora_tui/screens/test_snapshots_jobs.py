@@ -46,15 +46,16 @@ class JobsApp(OwnActions, ReadableThemes):
         views: dict[int, RunView] | None = None,
         client: Any = None,
         cost: CostSettings | None = None,
+        host: str = "",
     ) -> None:
         super().__init__()
-        self.client, self.cost = client, cost  # no client: no command is sent
+        self.client, self.cost, self.host = client, cost, host  # no client: no command is sent
         self.jobs = JobList(clock=lambda: 0.0)
         self.jobs.load(records)
         self.jobs.views |= views or {}
 
     def on_mount(self) -> None:
-        self.push_screen(JobsScreen(self.client, self.jobs, cost=self.cost))
+        self.push_screen(JobsScreen(self.client, self.jobs, cost=self.cost, host=self.host))
 
 
 def view_of(tape: Tape) -> RunView:

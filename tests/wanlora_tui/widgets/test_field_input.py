@@ -87,7 +87,7 @@ async def test_bad_input_is_said_at_once_and_goes_when_mended(monkeypatch: pytes
 
 async def test_fields_below_stay_where_they_are_while_one_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(field_input, "REST", 0.2)
-    form = Form(row("training.lr"), row("training.steps"))
+    form = Form(row("training.lr", 0.5), row("training.steps"))
     async with form.run_test(size=(80, 24)) as pilot:
         field, below = form.rows
         high = below.region.y
@@ -177,7 +177,7 @@ async def test_the_note_tells_recommended_yours_and_default_by_word() -> None:
         await pilot.pause()
         assert (note_of(form.rows[0]), form.posted[-1].value) == ("◆ recommended", 2000)
         assert "Recommended 2000: it suits you" in form.rows[0].help_lines()
-        assert "Default: 0.0001" in form.rows[1].help_lines()
+        assert "Default: 1e-4" in form.rows[1].help_lines()
 
 
 async def test_text_that_was_wrong_is_shown_again_with_its_error() -> None:
@@ -299,12 +299,14 @@ def test_completion_looks_as_a_shell_does(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_values_and_ranges_read_as_people_write_them() -> None:
-    assert [value_text(v) for v in (True, False, None, [512, 768], 1e-4, "a", 41)] == [
+    assert [value_text(v) for v in (True, False, None, [512, 768], 1e-4, 5e-5, 0.05, "a", 41)] == [
         "on",
         "off",
         "",
         "512, 768",
-        "0.0001",
+        "1e-4",
+        "5e-5",
+        "0.05",
         "a",
         "41",
     ]

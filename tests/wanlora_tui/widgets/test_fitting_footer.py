@@ -77,6 +77,25 @@ async def test_what_is_asked_for_twice_before_it_is_drawn_is_looked_at_once():
         await until(pilot, lambda: labels(footer) == ["Stop", "Resume"], "both again")
 
 
+class Roomy(Screen[None]):
+    BINDINGS = [("s", "stop", "Stop"), ("escape", "close", "Close")]  # noqa: RUF012
+
+    def compose(self) -> ComposeResult:
+        yield FittingFooter(show_command_palette=False, compact=False)
+
+
+async def test_the_blanks_around_keys_go_before_a_key_is_cut():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 6)) as pilot:
+        await app.push_screen(Roomy())
+        footer = app.screen.query_one(FittingFooter)
+        await until(pilot, lambda: drawn(footer) == " s Stop  esc Close", "with blanks")
+        await pilot.resize_terminal(17, 6)
+        await until(pilot, lambda: drawn(footer) == "s Stop esc Close", "without")
+        await pilot.hover(footer, offset=(8, 0))
+        assert footer._hovered == "escape"
+
+
 class Typing(Screen[None]):
     BINDINGS = bindings("app.palette")
 
@@ -93,7 +112,7 @@ async def test_the_palette_has_the_key_that_opens_it_where_one_is():
         footer = app.screen.query_one(FittingFooter)
         await until(pilot, lambda: [o.shown_key for o in footer.shown] == [":"], "a colon")
         await pilot.press("tab")
-        await until(pilot, lambda: [o.shown_key for o in footer.shown] == ["^p"], "what a text does not take")
+        await until(pilot, lambda: [o.shown_key for o in footer.shown] == ["^P"], "what a text does not take")
 
 
 async def test_it_follows_the_width_of_the_terminal():
@@ -107,6 +126,42 @@ async def test_it_follows_the_width_of_the_terminal():
         await until(pilot, lambda: footer.size.width == 12 and drawn(footer) == "r Resume", "what cannot be spared")
         await pilot.resize_terminal(80, 6)
         await until(pilot, lambda: footer.size.width == 80 and drawn(footer) == "s Stop r Resume", "both again")
+
+
+class Wide(Screen[None]):
+    BINDINGS = [  # noqa: RUF012
+        Binding("ctrl+y", "redo", "Redo", id="redo", show=False),
+        Binding("b", "copy", "Copy", id="copy", show=False),
+        Binding("l", "log", "Log", id="log", show=False),
+        Binding("s", "stop", "Stop", id="stop"),
+    ]
+    can_redo = True
+
+    def compose(self) -> ComposeResult:
+        yield Counted(spare=["stop"], more=["log", "redo"])
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.can_redo if action == "redo" else True
+
+
+async def test_room_that_is_left_has_more_keys_the_wanted_ones_in_their_order():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 6)) as pilot:
+        screen = Wide()
+        await app.push_screen(screen)
+        footer = screen.query_one(Counted)
+        await until(pilot, lambda: drawn(footer).startswith("s Stop l Log ^Y Redo  "), "all that is wanted")
+        assert drawn(footer).endswith("▏^P Palette")
+        await pilot.resize_terminal(26, 6)
+        await until(
+            pilot, lambda: drawn(footer) == "s Stop l Log  ▏^P Palette", "the first alone, and the palette's name"
+        )
+        await pilot.resize_terminal(10, 6)
+        await until(pilot, lambda: drawn(footer) == "     ▏^P", "none in the room of one that was left out")
+        await pilot.resize_terminal(80, 6)
+        screen.can_redo = False
+        screen.refresh_bindings()
+        await until(pilot, lambda: labels(footer) == ["Stop", "Log", "Palette"], "what can be done")
 
 
 async def test_the_palette_goes_without_its_name_before_any_key_does():

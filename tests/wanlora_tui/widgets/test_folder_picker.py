@@ -109,3 +109,15 @@ async def test_what_is_wrong_with_one_path_is_not_said_of_the_next(tmp_path: Pat
         await until(pilot, lambda: "This is a folder" not in screen_text(app), "another path")
         await pilot.press("enter")
         await until(pilot, lambda: app.picked == str(tmp_path / "job.toml"), "the pick")
+
+
+async def test_a_path_that_is_typed_into_the_filter_is_taken_as_one(tmp_path: Path) -> None:
+    folders(tmp_path, here=0, pan=1)
+    app = PickerApp(folders(tmp_path / "here", orbit=1))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "orbit" in screen_text(app), "the tree")
+        for key in str(tmp_path / "pan"):
+            app.post_message(events.Key({"/": "slash"}.get(key, key), key))
+        app.post_message(events.Key("enter", "\r"))
+        await until(pilot, lambda: app.picked != "nothing yet", "the pick")
+        assert app.picked == str(tmp_path / "pan")

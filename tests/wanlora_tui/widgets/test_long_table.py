@@ -88,6 +88,7 @@ async def test_mouse_and_fewer_rows():
         table.set_rows(table.columns, 0)
         await pilot.press("enter", "down")
         assert table.cursor_row == 0 and app.chosen == [3]
+        assert table.check_action("choose", ()) is False, "no row is offered to be chosen"
 
 
 async def test_rows_that_say_something_else_are_drawn_alone():

@@ -20,7 +20,7 @@ from daemon.settings import CostSettings, load_settings
 from presets.base.composition import named_base
 from presets.base.model_facts import read_model
 from presets.clips.clip_facts import DatasetFacts
-from presets.clips.likeness.alike import Twin
+from presets.clips.likeness.alike import Twin, copies
 from presets.errors import JobError, UserError
 from presets.facts.facts import Facts
 from presets.facts.gather import COPY, LIKE, groups_of, installed_packages, read_run_folder
@@ -29,6 +29,7 @@ from presets.findings import Finding
 from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import default_out
+from presets.look import Look
 from presets.machine.machine import Machine
 from presets.rules.check import check_job
 from wanlora_tui.draft.forecast import Forecast, reckon, summary
@@ -89,7 +90,7 @@ def answer(asked: Question) -> Reckoned:
         out=out,
         run=read_run_folder(asked.job, base, out),
         cuts=known.cuts if known else {},
-        copies=[group for folder, twins in asked.twins for group in groups_of(folder, twins, COPY)],
+        copies=_copies(asked, datasets),
         alike=[group for folder, twins in asked.twins for group in groups_of(folder, twins, LIKE)],
         shades=known.shades if known else {},
         fetching=known.fetching if known and known.named == named else None,
@@ -101,6 +102,13 @@ def answer(asked: Question) -> Reckoned:
         if one.dataset < len(datasets):  # else of a folder of their own
             held.setdefault(one.root, set()).add(one.clip.path)
     return Reckoned(asked.revision, reckon(asked.job, facts), cost_of(asked.settings), findings, held)
+
+
+def _copies(asked: Question, datasets: Sequence[DatasetFacts]) -> list[list[str]]:
+    """Those of one folder were found when it was read; of several, few more files are of one size."""
+    if len(datasets) > 1:
+        return copies([clip for found in datasets for clip in found.clips], Look())
+    return [group for folder, twins in asked.twins for group in groups_of(folder, twins, COPY)]
 
 
 def instead(state: WizardState) -> str:

@@ -64,7 +64,6 @@ class MarkingScreen(Screen[Any]):
         super().__init__()
         self._listed: list[tuple[str, bool]] = []  # the steps as they are shown
         self._titled = self._stated = ""
-        self._offered = False  # the key to what was found here
         self.resting = Rest(self, self.rested, REST)
 
     @property
@@ -118,10 +117,7 @@ class MarkingScreen(Screen[Any]):
         self._show_found_here(found.get(self.step, []))
 
     def _show_found_here(self, found: list[Finding]) -> None:
-        if self._offered != bool(found):
-            self._offered = bool(found)
-            self.refresh_bindings()
-            self.query_one("#nav-state").set_class(bool(found), "-found")
+        self.query_one("#nav-state").set_class(bool(found), "-found")
         cramped = self.has_class("-cramped")
         usual = "" if cramped else "the draft is kept as you type"
         self.state_words(findings_line(found, self.size.width - BUTTONS[cramped]) if found else usual)
@@ -134,11 +130,5 @@ class MarkingScreen(Screen[Any]):
 
     @on(events.Click, "#nav-state")
     async def _found_clicked(self) -> None:
-        await self.run_action("findings")
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        if action != "findings":
-            return super().check_action(action, parameters)
-        return (
-            self._offered if not self.resting.is_waited_for else bool(self.found_at(self.step))
-        )  # typed right behind a value
+        if self.found_at(self.step):
+            await self.run_action("findings")

@@ -48,6 +48,7 @@ To see the whole way first, on made-up clips, leave with q and try:
 # left out of the footer where it has no room, the first of them first
 SPARE = ("jobs.later", "jobs.earlier", "jobs.remove", "jobs.rename", "jobs.duplicate", "jobs.sort", "jobs.submit",
          "jobs.hold", "jobs.filter", "jobs.resume", "jobs.cancel")  # fmt: skip
+MORE = ("jobs.copy", "jobs.folder", "jobs.priority", "jobs.remove_ended")
 
 
 ON_A_JOB = frozenset(possible(JobRecord(id=0, name="", job_path="", out="", gpus=[], state="queued")))
@@ -76,10 +77,16 @@ class JobsScreen(JobCopies, FirstLayout):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012  (Textual's own declaration)
 
     def __init__(
-        self, client: Client, job_list: JobList, *, link: Link = no_link, cost: CostSettings | None = None
+        self,
+        client: Client,
+        job_list: JobList,
+        *,
+        link: Link = no_link,
+        cost: CostSettings | None = None,
+        host: str = "",
     ) -> None:
         super().__init__(client, job_list)
-        self._link, self._cost = link, cost or FREE
+        self._link, self._cost, self._host = link, cost or FREE, host
         self._order, self._filter = ORDERS[0], ""
         self._wanted = -1  # the job that the cursor goes to as soon as it is listed
         self._said: dict[str, object] = {}  # what the lines show
@@ -98,7 +105,7 @@ class JobsScreen(JobCopies, FirstLayout):
             yield JobDetail(cost=self._cost, id="job-beside")
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=MORE)
 
     @property
     def takes_keys(self) -> bool:
@@ -176,7 +183,7 @@ class JobsScreen(JobCopies, FirstLayout):
         self._say(
             "#jobs-title",
             Text.assemble(
-                ("wanlora  ", "bold"),
+                (f"wanlora on {escaped(self._host)}  " if self._host else "wanlora  ", "bold"),
                 title if heard is not None else "looking for the daemon",
                 (order, "italic"),
                 "   ",

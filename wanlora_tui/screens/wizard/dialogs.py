@@ -90,7 +90,7 @@ class StepHelp(Dialog[None]):
         with _Page() as page:
             page.border_title = f"Help · {self.step.title}"
             yield Static(self.step.help, markup=False)
-            yield Static("^p or : finds every action and every field by a word of it.", markup=False)
+            yield Static("^P or : finds every action and every field by a word of it.", markup=False)
             if not self.typing:
                 yield Static(key_table(self.actions, key_width(self.actions)))
             else:

@@ -194,8 +194,11 @@ class MendingPane(StepPane):
             return self.reading
         if action == "leave_out":
             return self.current() is not None
+        if action == "read_again":
+            return bool(self.state.draft.folders)
         if action in ("add_trigger", "fill_captions"):
-            return self.state.ready
+            found = [self.state.found(i) for i in range(len(self.state.draft.folders))]
+            return self.state.ready and any(f is not None and f.clips for f in found)
         if action == "take_back":
             return len(self.state.captions) > 0
         return super().check_action(action, parameters)

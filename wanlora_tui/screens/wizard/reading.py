@@ -139,6 +139,7 @@ class ReadingScreen(Screen[JobRecord | str | None]):
         extension = self.state.extensions[folder] = self.state.extension(index)
         look = self.state.looks[folder] = Look()
         self._scan_folder(DatasetPanel(path=folder, caption_extension=extension), index, look)
+        self.refresh_bindings()  # there is something to stop
 
     @on(ReadAgain)
     def _read_again(self, event: ReadAgain) -> None:

@@ -50,11 +50,9 @@ SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is
 SETTLED = 0.3  # seconds that Textual takes to scroll to what has got the focus
 SHORT = 20  # rows below which the steps themselves scroll
 # What the footer leaves out first, where there is no room: what has a button on its step, with the key on it
-SPARE = (
-    "wizard.remove", "wizard.fill_captions", "wizard.take_back", "wizard.add_trigger", "wizard.undo", "wizard.browse",
-    "rows.choose", "wizard.leave_out", "wizard.add", "wizard.from_clips", "wizard.show_file", "wizard.fix_all",
-    "wizard.recommended", "wizard.fix",
-)  # fmt: skip
+SPARE = ("wizard.remove", "wizard.fill_captions", "wizard.take_back", "wizard.add_trigger", "wizard.undo",
+         "wizard.browse", "rows.choose", "wizard.leave_out", "wizard.add", "wizard.from_clips", "wizard.show_file",
+         "wizard.fix_all", "wizard.recommended", "wizard.fix")  # fmt: skip
 
 PANES = {"kind": KindPane, "prompts": PromptsPane, "review": ReviewPane}
 CLIP_PANES = {"clips": ClipsPane, "captions": CaptionsPane}
@@ -111,7 +109,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             yield Button("◀ Back ^D", id="back", compact=True)
             yield Static("", id="nav-state", markup=False)
             yield Button("Next ^G ▶", id="next", variant="primary", compact=True)
-        yield FittingFooter(spare=SPARE)
+        yield FittingFooter(spare=SPARE, more=("wizard.redo", "wizard.read_again"))
 
     def on_mount(self) -> None:
         self._read_machine()
@@ -278,6 +276,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         """What was found about a step (the one in view), each finding with its fix and the way to its field."""
         place = position(step or self.step)
         found = self.found_at(STEPS[place].name)
+        if not found:
+            return self.notify("Nothing was found about this step" + (" so far" if self.findings is None else ""))
         answer = await self.app.push_screen_wait(StepFindings(f"{place + 1} {STEPS[place].title}", found))
         if isinstance(answer, Fix):
             applied = self.state.apply([answer.finding])

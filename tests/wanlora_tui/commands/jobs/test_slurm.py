@@ -239,6 +239,12 @@ def on_node(node: Path, said: str, *, restarts: int, **more: str) -> subprocess.
     )
 
 
+def a_script(out: Path, nodes: int = 1) -> str:
+    """The script of a new job whose runs are in `out`."""
+    wanted = Wanted("orbit", 1, nodes, 60, "", 0, 180, 3)
+    return script(Path("/j.toml"), out, wanted, Path("/l"), first=[], again=[], started=None)
+
+
 def a_run(folder: Path, *kinds: str) -> Path:
     """A run folder with events of these kinds."""
     run = folder / "orbit"
@@ -273,9 +279,7 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
     """A second warning reaches no trainer that saves."""
     run = a_run(tmp_path, "started", "step")
     (node / "standing").write_text(standing)
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
-    process = on_node(node, said, restarts=0)
+    process = on_node(node, a_script(tmp_path), restarts=0)
     try:
         until(lambda: (node / "hears").exists())
         process.send_signal(signal.SIGTERM)
@@ -296,12 +300,10 @@ def test_a_job_that_was_told_to_stop_asks_for_the_queue_unless_it_is_cancelled_o
 def test_a_second_warning_that_comes_while_the_first_is_handed_on_reaches_no_trainer(node: Path, tmp_path: Path):
     a_run(tmp_path, "started", "step")
     (node / "standing").write_text(RUNNING)
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
     # bash's own, which takes its time
     wait = 'touch "$SLURM_FOLDER/on"; until [[ -e "$SLURM_FOLDER/warned" ]]; do sleep 0.05; done'
     slow = {"BASH_FUNC_kill%%": f'() {{ builtin kill "$@" && {{ [[ $1 = -0 ]] || {{ {wait}; }} }}; }}'}
-    process = on_node(node, said, restarts=0, **slow)
+    process = on_node(node, a_script(tmp_path), restarts=0, **slow)
     try:
         until(lambda: (node / "hears").exists())
         process.send_signal(signal.SIGTERM)
@@ -325,9 +327,7 @@ def test_a_job_that_is_warned_before_its_trainer_has_said_a_word_keeps_its_place
     """Unless somebody has cancelled it."""
     a_run(tmp_path, "started", "stopped")
     (node / "standing").write_text(RUNNING.replace("RUNNING", state).replace("None", preempted))
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
-    process = on_node(node, said, restarts=0)
+    process = on_node(node, a_script(tmp_path), restarts=0)
     try:
         until(lambda: (node / "hears").exists())
         process.send_signal(signal.SIGTERM)
@@ -343,9 +343,7 @@ def test_a_job_that_is_warned_before_its_trainer_has_said_a_word_keeps_its_place
 def test_a_run_that_stopped_before_and_failed_now_does_not_ask_for_the_queue(node: Path, tmp_path: Path):
     a_run(tmp_path, "started", "stopped")
     (node / "saved").touch()
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
-    assert on_node(node, said, restarts=1).wait(PATIENCE) == 75
+    assert on_node(node, a_script(tmp_path), restarts=1).wait(PATIENCE) == 75
     assert not (node / "asked").exists()
 
 
@@ -362,9 +360,7 @@ def test_what_failed_for_a_reason_that_may_pass_asks_for_the_queue_while_the_job
 ):
     run = a_run(tmp_path)
     (node / "standing").write_text(standing)
-    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
-    process = on_node(node, said, restarts=0)
+    process = on_node(node, a_script(tmp_path), restarts=0)
     try:
         until(lambda: (node / "hears").exists())
         (run / "events.jsonl").write_text(line("started") + line("step") + line("failed", **data))
@@ -420,9 +416,7 @@ def test_a_resume_from_a_step_says_so_in_the_script(tiny: Path, tmp_path: Path, 
 
 
 def test_a_first_node_that_scontrol_does_not_name_is_one_error(node: Path, tmp_path: Path):
-    wanted = Wanted("orbit", 1, 2, 60, "", 0, 180, 3)
-    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
-    process = on_node(node, said, restarts=0)
+    process = on_node(node, a_script(tmp_path, nodes=2), restarts=0)
     err = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 1 and "wanlora: scontrol does not say which node is the first" in err
     assert not (node / "options").exists()

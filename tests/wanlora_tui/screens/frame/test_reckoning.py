@@ -96,3 +96,20 @@ async def test_copies_of_clips_count_among_what_was_found_and_are_left_out_by_th
         assert "copy.mp4" in screen.state.job().datasets[0].exclude
         screen.show()
         await until(pilot, lambda: found() and "clip-copies" not in found(), "that it trains no more")
+
+
+async def test_copies_in_another_folder_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "read_machine", lambda folder: machine(gpu(24), ram_gib=96))
+    folder, other = make_clips(tmp_path / "clips", 2), tmp_path / "other"
+    other.mkdir()
+    shutil.copy(folder / "clip_00.mp4", other / "copy.mp4")
+    draft = Draft(step="clips", kind="motion", folders=[str(folder), str(other)])
+    DraftStore(tmp_path / "draft.json").save(draft)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await resumed(pilot, "clips")
+        screen = screen_of(pilot)
+
+        def copied() -> str:
+            return "".join(finding.message for finding in screen.found_at("clips") if finding.code == "clip-copies")
+
+        await until(pilot, lambda: "copy.mp4 (clip_00.mp4)" in copied(), "the copy, at the step of the clips")

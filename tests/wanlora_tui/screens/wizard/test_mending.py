@@ -40,6 +40,11 @@ pytestmark = pytest.mark.usefixtures("drawn_when_looked_at")
 async def at_clips(pilot: Any, folder: Path) -> ClipTable:
     await pilot.press("enter")
     await at_step(pilot, "clips")
+    return await at_clips_of(pilot, folder)
+
+
+async def at_clips_of(pilot: Any, folder: Path) -> ClipTable:
+    """At the step of the clips, whose field has the focus, to those of this folder."""
     await type_text(pilot, str(folder))
     await pilot.press("enter")
     await scanned(pilot)
@@ -82,6 +87,26 @@ async def test_x_leaves_a_clip_out_and_takes_it_in_again(tmp_path):
         await pilot.press("x")
         assert state.job().datasets[0].exclude == []
         assert {p.name for p in folder.iterdir()} == {f"clip_0{i}.{s}" for i in range(3) for s in ("mp4", "txt")}
+
+
+async def test_what_can_be_done_with_clips_is_offered_where_there_are_clips(tmp_path):
+    def offered() -> set[str]:
+        asked = {"wizard.read_again": "read_again", "wizard.fill_captions": "fill_captions"}
+        return {name for name, action in asked.items() if screen_of(pilot).pane.check_action(action, ())}
+
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        assert offered() == set()
+        (tmp_path / "empty").mkdir()
+        await type_text(pilot, str(tmp_path / "empty"))
+        await pilot.press("enter")
+        await scanned(pilot)
+        await until(pilot, lambda: screen_of(pilot).state.ready, "a job without clips")
+        assert offered() == {"wizard.read_again"}
+        await pilot.press("ctrl+x")
+        await at_clips_of(pilot, make_clips(tmp_path / "clips", 1))
+        assert offered() == {"wizard.read_again", "wizard.fill_captions"}
 
 
 async def test_a_broken_file_is_a_row_and_x_settles_it(tmp_path):
@@ -442,6 +467,7 @@ async def test_esc_stops_a_look_and_l_takes_it_up_again(tmp_path, monkeypatch):
         await type_text(pilot, str(folder))
         await pilot.press("enter")
         await until(pilot, lambda: "Esc stops" in screen_text(pilot.app), "the look")
+        await until(pilot, lambda: "esc Stop looking" in screen_text(pilot.app), "its key in the footer")
         await pilot.press("escape")
         await until(pilot, lambda: "not read" in screen_text(pilot.app), "its end")
         assert screen_of(pilot).step == "clips" and not screen_of(pilot).looking

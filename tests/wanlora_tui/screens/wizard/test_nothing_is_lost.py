@@ -196,9 +196,11 @@ async def test_findings_of_a_step_are_told_with_their_key(work: Path, size: tupl
         await pilot.press("f")
         await until(pilot, lambda: not screen.state.draft.typed and pilot.app.screen is screen, "the fix")
         await until(pilot, lambda: "^S" not in screen_text(pilot.app), "nothing is offered")
-        assert "ctrl+s" not in screen.active_bindings
+        if size == (80, 24):  # else there is no room for words
+            await pilot.click("#nav-state")
         await pilot.press("ctrl+s")
-        assert pilot.app.screen is screen
+        await until(pilot, lambda: "Nothing was found" in screen_text(pilot.app), "the answer to the key")
+        assert screen_text(pilot.app).count("Nothing was found") == 1 and pilot.app.screen is screen
 
 
 @pytest.mark.parametrize("size", [(60, 15), pytest.param((20, 5), marks=pytest.mark.thorough)])
