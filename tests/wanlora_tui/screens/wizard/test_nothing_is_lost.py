@@ -99,6 +99,25 @@ async def test_letters_behind_the_key_that_opens_a_dialog_are_the_dialogs(work: 
             await until(pilot, lambda: screen_of(pilot).step == "prompts", "the step after the dialog")
 
 
+async def test_a_click_behind_a_step_that_is_made_anew_is_on_what_stands_there_then(work: Path) -> None:
+    """What stood there when it was drawn last is gone by then, and would take the keys with it."""
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        screen, app = screen_of(pilot), pilot.app
+        before = screen.query_one("#panels")
+        x, y = before.region.offset
+        with patient(app):
+            await screen.go_to("settings", field="training.lr")
+            for kind in (events.MouseDown, events.MouseUp):  # on TRAINING
+                app.post_message(kind(None, x + 1, y + 7, 0, 0, 1, False, False, False))
+            app.post_message(key("ctrl+u"))
+            type_ahead(app, "777", "tab")
+            await until(pilot, lambda: screen.state.draft.values.get("training.steps") == 777, "the steps")
+        assert not before.is_attached
+        screen.set_focus(before)
+        assert screen.focused is not None and screen.focused.is_attached
+
+
 async def test_lines_of_a_paste_are_joined_in_prose_and_refused_where_one_line_is_wanted(work: Path) -> None:
     async with wizard(a_draft(work, "settings")) as pilot:
         await resumed(pilot, "settings")
