@@ -81,6 +81,13 @@ def test_what_a_terminal_sends_at_once_is_all_there(work: Path) -> None:
             lambda: (d := DraftStore(draft).load()) and d.prompts and d.prompts[0].prompt.endswith(", fast"),
             "the prompt in the draft",
         )
+        # the palette finds a field of another step; mended with an arrow, the next one typed and pasted
+        terminal.press("\x10rank\r\x152\x1b[D1\x1b[B8\x1b[200~.5\x1b[201~\t")
+        wanted = {"target.rank": 12, "target.alpha": 8.5}
+        until_outside(
+            lambda: (d := DraftStore(draft).load()) and {path: d.values.get(path) for path in wanted} == wanted,
+            "what was typed behind the palette",
+        )
     finally:
         terminal.close()
     kept = DraftStore(draft).load()
