@@ -5,7 +5,9 @@ Which of them is in use, and when another is dialled, is wanlora_tui.remote.conn
 
 import math
 import os
+import re
 import select
+import shlex
 import subprocess
 import sys
 import time
@@ -43,7 +45,31 @@ _MASTER = {
     "StreamLocalBindUnlink": "yes",
 }
 _SILENT = {"BatchMode": "yes", "ConnectTimeout": "8"}  # it is soon tried again, maybe on a better network
+_ASKPASS = Path(__file__).with_name("askpass.py")
+_MARK = "\x05"  # around a question; `harmless` leaves it out
+_QUESTION = re.compile(f"{_MARK}[^{_MARK}]*{_MARK}".encode())
 _CLIENT = {"ControlMaster": "no", "ProxyCommand": "false", "LogLevel": "ERROR"}
+
+
+def asking(folder: Path) -> dict[str, str]:
+    """What lets ssh ask in the order in which it speaks. Left to itself it asks on the terminal at once, while what it
+    has said before is still on its way through us. Nothing where it cannot ask, or asks as the user has arranged it;
+    an ssh before 8.4 does not know it.
+
+    `folder`: a private one.
+    """
+    if "SSH_ASKPASS_REQUIRE" in os.environ:
+        return {}
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return {}
+    program = folder / "askpass"
+    program.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-I", "-S", str(_ASKPASS), _MARK])} "$@"\n')
+    program.chmod(0o700)
+    if not os.access(program, os.X_OK):  # the folder is on a disk that runs nothing
+        return {}
+    return {"SSH_ASKPASS": str(program), "SSH_ASKPASS_REQUIRE": "force"}
 
 
 def options(given: dict[str, str]) -> list[str]:
@@ -64,14 +90,15 @@ class SshLine:
         self._forwards: dict[Path, str] = {}
         self.echoed = 0  # bytes
         given = _MASTER if ask else _MASTER | _SILENT
-        silent = {} if ask else {"SSH_ASKPASS_REQUIRE": "never"}  # nor a jump host's ssh, which knows no BatchMode
+        # never: a jump host's ssh knows no BatchMode
+        asks = asking(socket.parent) if ask else {"SSH_ASKPASS_REQUIRE": "never"}
         answer = for_any_shell(f"printf '\\n%s\\n' {self._mark.decode()}; exec cat")
         self.process = subprocess.Popen(
             [*_WITH_US, str(os.getpid()), "ssh", "-T", "-S", str(socket), *options(given), "--", host, answer],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ | silent,
+            env=os.environ | asks,
             bufsize=0,
             start_new_session=not ask,
         )
@@ -122,7 +149,7 @@ class SshLine:
         if self._ask and not self.is_up:
             sys.stderr.write(text)
             sys.stderr.flush()
-        *lines, rest = (self._said + data).split(b"\n")
+        *lines, rest = _QUESTION.sub(b"", self._said + data).split(b"\n")
         self._said = rest[:LONGEST_WORDS]
         for line in lines:
             words = harmless(line[:LONGEST_WORDS].decode("utf-8", "replace")).strip()

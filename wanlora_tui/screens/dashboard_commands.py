@@ -58,7 +58,9 @@ class RunCommands(AsksDaemon):
 
     async def _resume(self, from_step: int | None = None) -> None:
         assert self._client is not None
-        if queued := await resume_run(self.app, self._client, self.run.record, from_step=from_step):
+        with self.coming():
+            queued = await resume_run(self.app, self._client, self.run.record, from_step=from_step)
+        if queued:
             self.run.take(queued)
             self.post_message(Changed())
 
@@ -88,7 +90,8 @@ class RunCommands(AsksDaemon):
         assert self._client is not None
         record = self.run.record
         try:
-            record, found = await self._client.checkpoints(record.id)
+            with self.coming():
+                record, found = await self._client.checkpoints(record.id)
         except DaemonError as e:
             self.notify(str(e), severity="error", timeout=10)
             return

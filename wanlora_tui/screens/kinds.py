@@ -1,5 +1,7 @@
 """What several screens are, and what the app must know of those that it imports only when they are opened."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 from textual.screen import Screen
@@ -30,6 +32,21 @@ class OverARun(Protocol):
 
 class AsksDaemon(Screen[None]):
     """A screen some of whose actions need the daemon: these are offered while it answers."""
+
+    _coming = 0
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """While that is read or asked for which a key opens: what is typed behind the key is meant for it."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+
+    @property
+    def takes_keys(self) -> bool:
+        return not self._coming
 
     @property
     def daemon_answers(self) -> bool:

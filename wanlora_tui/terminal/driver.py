@@ -17,6 +17,7 @@ from textual._xterm_parser import XTermParser
 from textual.app import App
 from textual.drivers.linux_driver import LinuxDriver
 from textual.geometry import Size
+from textual.message import Message
 
 from wanlora_tui.terminal.answers import ESCAPE
 from wanlora_tui.terminal.conversation import LATEST_SECONDS, Conversation
@@ -67,6 +68,7 @@ class TerminalDriver(LinuxDriver):
         self._file = Display(sys.__stdout__)  # type: ignore[assignment]
         self._is_on = False
         self._new_size: asyncio.TimerHandle | None = None  # it is about to be looked at
+        self._reported: events.Resize | None = None  # the last size that the terminal has sent among the keys
 
     def start_application_mode(self) -> None:
         super().start_application_mode()
@@ -91,6 +93,14 @@ class TerminalDriver(LinuxDriver):
         if not self._in_band_window_resize:
             self._loop.call_soon_threadsafe(self._await_size)
 
+    def process_message(self, message: Message) -> None:
+        """Called by the reader: sizes that the terminal sends among the keys wait like those that a signal tells of."""
+        if isinstance(message, events.Resize):
+            self._reported = message
+            self._loop.call_soon_threadsafe(self._await_size)
+        else:
+            super().process_message(message)
+
     def _await_size(self) -> None:
         if self._new_size is None:
             self._new_size = self._loop.call_later(SIZE_SECONDS, self._tell_size)
@@ -98,11 +108,14 @@ class TerminalDriver(LinuxDriver):
     def _tell_size(self) -> None:
         """A size that is the old one again was another meanwhile: the terminal has cut off what was drawn."""
         self._new_size = None
-        size = Size(*self._get_terminal_size())
-        if size == self._app.size:
+        resized, self._reported = self._reported, None
+        if resized is None:
+            size = Size(*self._get_terminal_size())
+            resized = events.Resize(size, size)
+        if resized.size == self._app.size:
             self._app.refresh(layout=True)
         else:
-            self.process_message(events.Resize(size, size))
+            super().process_message(resized)
 
     def _sigcont_application(self, *_: object) -> None:
         """A SIGSTOP cannot be heard: all may still be on after it. Started once more beside itself, it would read keys

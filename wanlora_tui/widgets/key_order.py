@@ -191,6 +191,10 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
     async def _hand_on(self, event: events.Event) -> None:
         self._awaits_screen = False
         target = self.focused or self.screen
+        if isinstance(event, events.MouseEvent) and self.screen._layout_required:
+            # it is meant for what stands there by now: of what was drawn last a key may have removed all
+            self.screen._layout_required = False
+            self.screen._refresh_layout()
         await super().on_event(event)
         if isinstance(event, events.MouseEvent):
             self._follow(event, self._mouse_down_widget or self.screen)

@@ -50,6 +50,11 @@ class DrawnBelow(Screen[ScreenResultType]):
         if self is not self.app.screen:
             self._repaint_required = False  # what has changed is drawn by the dialog
 
+    def set_focus(self, widget: Widget | None, scroll_visible: bool = True, from_app_focus: bool = False) -> None:
+        """What has been removed does not get it: keys would go to nobody."""
+        if widget is None or widget.is_attached:
+            super().set_focus(widget, scroll_visible, from_app_focus)
+
 
 class SparingScreen(DrawnBelow[ScreenResultType]):
     """Of what a key sets off one picture is drawn, once all of it is there.

@@ -118,7 +118,8 @@ def test_an_unknown_host_key_is_asked_about(there: OtherMachine, state: Path, jo
 def test_a_login_that_fails_says_what_to_do_and_no_screen_opens(
     there: OtherMachine, state: Path, command: list[str], passwords: bool
 ):
-    """A password is asked for by ssh itself, on the terminal; where keys alone are taken, nothing is asked."""
+    """A password is asked for on the terminal, below what ssh has said before; where keys alone are taken, nothing is
+    asked."""
     there.stop()
     (there.folder / "authorized_keys").write_text("")
     there.write_sshd_config(*(["PasswordAuthentication yes"] if passwords else []))
@@ -130,7 +131,10 @@ def test_a_login_that_fails_says_what_to_do_and_no_screen_opens(
             terminal.wait(lambda text, asked=asked: text.count("password:") == asked)
             terminal.press("wrong", "enter")
         assert terminal.wait_end() == 1
-        assert "Permission denied (publickey" in terminal.words
+        question, refused = "root@127.0.0.1's password:", "Permission denied, please try again."
+        asked = [row for row in terminal.text.split("\n") if "password:" in row or "please" in row]
+        assert asked == ([question, refused, question, refused, question] if passwords else []), terminal.text
+        assert "Permission denied (publickey" in terminal.words and "wrong" not in terminal.text
         assert f"ssh-copy-id {ALIAS} " in terminal.words and "ssh-add" in terminal.words, terminal.text
         assert b"\x1b[?1049h" not in terminal.raw, "the screens were opened"
     finally:

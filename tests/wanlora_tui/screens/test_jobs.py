@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from textual import events
 from textual._compositor import Compositor
 from textual.widgets import Button, Input, Static
 
@@ -15,7 +16,7 @@ from daemon.wire.protocol import ENDED_STATES, Beat, JobRecord, RunBeat
 from presets.runs.run_view import RunView, apply_event
 from tests.helpers.interface.harness import own_daemon, write_job
 from tests.helpers.interface.runs import usual
-from tests.helpers.interface.wizard_pilot import until
+from tests.helpers.interface.wizard_pilot import patient, type_ahead, until
 from tests.helpers.waiting import until_async
 from tests.wanlora_tui.screens.test_dashboard import outside, settle, shown
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp
@@ -143,6 +144,21 @@ async def test_a_copy_of_an_ended_job_opens_in_the_wizard_with_all_its_values(fo
         await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the list")
         await pilot.press("n")
         await until(pilot, says(pilot, "Continue the half-filled job", "a copy of orbit_v1"), "the offer of its draft")
+
+
+async def test_what_is_typed_behind_the_key_that_copies_a_job_is_for_the_wizard(folder: Path, tmp_path: Path):
+    """The job is read first; keys would move in the list meanwhile, and open another job."""
+    async with Client(folder) as client, interface(folder, (100, 30)) as (app, pilot):
+        await client.submit(write_job(tmp_path, steps=7))
+        await ended(client, "orbit_v1")
+        await until(pilot, says(pilot, "✓ done"), "the job")
+        with patient(app):
+            type_ahead(app, "Dj")
+            for name, character in (("enter", "\r"), ("ctrl+u", None)):
+                app.post_message(events.Key(name, character))
+            type_ahead(app, "typed_v1", "tab")
+            await until(pilot, lambda: isinstance(app.screen, WizardScreen) and not app.is_taking, "the wizard")
+        assert app.screen.state.draft.values["job.name"] == "typed_v1"
 
 
 async def test_a_job_file_is_looked_over_and_then_opened_or_left(

@@ -99,6 +99,14 @@ class Answering(Terminal):
         self.all_answered()
 
 
+class InBand(Answering):
+    """It tells its size among the keys as well (mode 2048)."""
+
+    def resize(self, columns: int, rows: int) -> None:
+        super().resize(columns, rows)
+        self._send(f"\x1b[48;{rows};{columns};{20 * rows};{10 * columns}t".encode())
+
+
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     """Of a daemon that nobody asks for anything but what it has."""
@@ -112,8 +120,14 @@ def open_terminal(folder: Path) -> Iterator[Callable[..., Answering]]:
     own."""
     opened: list[Answering] = []
 
-    def go(answers: Mapping[str, str], *, command: str = "exec {wanlora}", **options: object) -> Answering:
-        opened.append(Answering(command.format(wanlora=f"{WANLORA} --dir {folder}"), answers, **options))  # type: ignore[arg-type]
+    def go(
+        answers: Mapping[str, str],
+        *,
+        command: str = "exec {wanlora}",
+        kind: type[Answering] = Answering,
+        **options: object,
+    ) -> Answering:
+        opened.append(kind(command.format(wanlora=f"{WANLORA} --dir {folder}"), answers, **options))  # type: ignore[arg-type]
         return opened[-1]
 
     yield go
@@ -169,6 +183,26 @@ def test_a_terminal_without_a_size_is_taken_for_the_usual_one(open_terminal: Cal
     terminal.wait("ready")
     terminal.press("\r")
     takes_no_answer_for_a_key(terminal)
+
+
+def test_sizes_that_are_told_among_the_keys_end_in_the_picture_of_the_last(open_terminal: Callable[..., Answering]):
+    """Of two that follow each other at once the second is the one there was: what was cut off is there again."""
+    told = {"\x1b[?2048$p": "\x1b[?2048;2$y", "\x1b[?2048h": "\x1b[48;24;80;480;800t"}
+    terminal = open_terminal(QUESTIONS | told, kind=InBand, NO_COLOR="1")
+    terminal.wait("No jobs yet")
+    terminal.press("f1")
+    whole = ("daemon alive", "Open the wizard", "Close")
+    before = terminal.wait(lambda text: all(words in text for words in whole) and text, "the help")
+    assert b"\x1b[?2048h" in terminal.raw
+    for _ in range(2):
+        terminal.resize(40, 12)
+        terminal.resize(80, 24)
+        terminal.wait(lambda text: text == before, "what was cut off")
+        terminal.resize(100, 30)
+        terminal.wait(lambda text: len(text.split("\n")) == 30 and text != before, "a larger one")
+        terminal.resize(40, 12)
+        terminal.resize(80, 24)
+        terminal.wait(lambda text: text == before, "the same one again")
 
 
 def test_keys_typed_ahead_are_not_lost_while_the_terminal_is_asked(open_terminal: Callable[..., Answering]):

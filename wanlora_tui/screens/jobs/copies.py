@@ -27,14 +27,14 @@ class JobCopies(JobRequests):
 
             try:
                 run_dir, job_path = Path(record.run_dir), Path(record.job_path)
-                job = await asyncio.to_thread(job_of_run, run_dir, job_path)
+                with self.coming():
+                    job = await asyncio.to_thread(job_of_run, run_dir, job_path)
+                    name = record.file_name or record.run_name or record.name
+                    await self._open_copy(job, name, job_path.parent, copy_of=record.name)
             except (UserError, OSError) as e:
                 self.notify(str(e), title=f"{record.name} cannot be copied", severity="error", timeout=10)
-                return
-            name = record.file_name or record.run_name or record.name
-            self._open_copy(job, name, job_path.parent, copy_of=record.name)
 
-    def _open_copy(self, job: Job, name: str, folder: Path, *, copy_of: str) -> None:
+    async def _open_copy(self, job: Job, name: str, folder: Path, *, copy_of: str) -> None:
         """`name`: the next free one is the copy's. `copy_of`: what the wizard calls the job."""
         from wanlora_tui.draft.from_job import draft_of, next_name
 
@@ -43,6 +43,7 @@ class JobCopies(JobRequests):
         writable = folder if folder.is_dir() and os.access(folder, os.W_OK) else None
         draft = draft_of(job, name=next_name(name, taken), copy_of=copy_of, folder=writable)
         self.app.open_wizard(draft)  # type: ignore[attr-defined]
+        await asyncio.sleep(0)  # it is opened by a worker
 
     @work
     async def action_submit_file(self) -> None:
@@ -64,7 +65,8 @@ class JobCopies(JobRequests):
                 self.notify(f"{record.name} is queued.")
                 self.go_to(record)
             elif answer == "wizard":
-                job = await asyncio.to_thread(job_at, path)
-                self._open_copy(job, job.job.name, path.parent, copy_of=path.name)
+                with self.coming():
+                    job = await asyncio.to_thread(job_at, path)
+                    await self._open_copy(job, job.job.name, path.parent, copy_of=path.name)
         except (DaemonError, UserError, OSError) as e:
             self.notify(str(e), title=path.name, severity="error", timeout=15)

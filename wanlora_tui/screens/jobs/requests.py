@@ -73,7 +73,8 @@ class JobRequests(AsksDaemon):
         if record is not None:
             from wanlora_tui.screens.resume import resume_run
 
-            await resume_run(self.app, self._client, record)
+            with self.coming():
+                await resume_run(self.app, self._client, record)
 
     @work
     async def action_cancel_job(self) -> None:
@@ -162,7 +163,8 @@ class JobRequests(AsksDaemon):
             if text is None or text == record.name:
                 return
             try:
-                await self._client.rename(record.id, text)
+                with self.coming():  # the question again, where it is refused
+                    await self._client.rename(record.id, text)
             except (DaemonError, UserError) as e:
                 problem, name = f"✗ {e}", text
             else:

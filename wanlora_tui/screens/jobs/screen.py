@@ -110,7 +110,7 @@ class JobsScreen(JobCopies, FirstLayout):
     @property
     def takes_keys(self) -> bool:
         """Keys that come before the list mean its first job; for a daemon that does not answer they do not wait."""
-        return self._listed or bool(self._job_list.problem)
+        return super().takes_keys and (self._listed or bool(self._job_list.problem))
 
     def on_mount(self) -> None:
         self._rows = Rows(self.query_one(JobTable))

@@ -81,6 +81,13 @@ def test_what_a_terminal_sends_at_once_is_all_there(work: Path) -> None:
             lambda: (d := DraftStore(draft).load()) and d.prompts and d.prompts[0].prompt.endswith(", fast"),
             "the prompt in the draft",
         )
+        # the palette finds a field of another step; mended with an arrow, the next one typed and pasted
+        terminal.press("\x10rank\r\x152\x1b[D1\x1b[B8\x1b[200~.5\x1b[201~\t")
+        wanted = {"target.rank": 12, "target.alpha": 8.5}
+        until_outside(
+            lambda: (d := DraftStore(draft).load()) and {path: d.values.get(path) for path in wanted} == wanted,
+            "what was typed behind the palette",
+        )
     finally:
         terminal.close()
     kept = DraftStore(draft).load()
@@ -97,6 +104,25 @@ async def test_letters_behind_the_key_that_opens_a_dialog_are_the_dialogs(work: 
             for event in (key("escape"), key("right"), key("enter", "\r"), key("ctrl+g")):  # leave? stay; next
                 app.post_message(event)
             await until(pilot, lambda: screen_of(pilot).step == "prompts", "the step after the dialog")
+
+
+async def test_a_click_behind_a_step_that_is_made_anew_is_on_what_stands_there_then(work: Path) -> None:
+    """What stood there when it was drawn last is gone by then, and would take the keys with it."""
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        screen, app = screen_of(pilot), pilot.app
+        before = screen.query_one("#panels")
+        x, y = before.region.offset
+        with patient(app):
+            await screen.go_to("settings", field="training.lr")
+            for kind in (events.MouseDown, events.MouseUp):  # on TRAINING
+                app.post_message(kind(None, x + 1, y + 7, 0, 0, 1, False, False, False))
+            app.post_message(key("ctrl+u"))
+            type_ahead(app, "777", "tab")
+            await until(pilot, lambda: screen.state.draft.values.get("training.steps") == 777, "the steps")
+        assert not before.is_attached
+        screen.set_focus(before)
+        assert screen.focused is not None and screen.focused.is_attached
 
 
 async def test_lines_of_a_paste_are_joined_in_prose_and_refused_where_one_line_is_wanted(work: Path) -> None:
