@@ -142,6 +142,9 @@ class Started:
         return self.out.read_text().strip()
 
 
+Two = Callable[[str], list[Started]]
+
+
 def run_rank(program: str, given: dict[str, str], out: Path) -> None:
     """In a process of its own."""
     with out.open("wb") as file:
@@ -151,7 +154,7 @@ def run_rank(program: str, given: dict[str, str], out: Path) -> None:
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[Callable[[str], list[Started]]]:
+def two(tmp_path: Path) -> Iterator[Two]:
     """Starts a program as two ranks: forks of a process that has torch imported, which would take each of them some
     seconds. What still runs after the test is killed."""
     forks = multiprocessing.get_context("forkserver")
@@ -181,7 +184,7 @@ def two(tmp_path: Path) -> Iterator[Callable[[str], list[Started]]]:
         (1, GRADIENTS),  # which torch ends by itself as well
     ],
 )
-def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(two, hanging: int, wait: str):
+def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(two: Two, hanging: int, wait: str):
     ranks = two(HANGS.replace("HANGING", str(hanging)).replace("WAIT", wait))
     assert [rank.ended() for rank in ranks] == [3, 3]
     named = f"rank {hanging} of 2 hangs: it has done nothing for 0.0333 minutes (step 7)"
@@ -191,7 +194,7 @@ def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(two,
 
 
 @pytest.mark.parametrize("wait", [TELL, TOKENS, *thorough(GRADIENTS, CLIP, LEARNT)])
-def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(two, wait: str):
+def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(two: Two, wait: str):
     first, _ = two(STOPS.replace("WAIT", wait))
     assert first.ended() == 3
     no_sign = "its process has given no sign of life for 0.0333 minutes (it waited for the others)"
@@ -218,7 +221,7 @@ mine.end(1)
 """
 
 
-def test_a_first_rank_without_room_for_what_the_other_has_learnt_ends_both_with_that_cause(two):
+def test_a_first_rank_without_room_for_what_the_other_has_learnt_ends_both_with_that_cause(two: Two):
     """The other is sending it, and hears no order meanwhile."""
     ranks = two(NO_ROOM)
     assert [rank.ended() for rank in ranks] == [0, 3], [rank.said() for rank in ranks]
