@@ -17,6 +17,8 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@# that of Python 3.11 takes half a minute of a core more for the rest than this and the newest one
+	$(PIP) --upgrade pip
 	$(PIP) --editable '.[dev]' $$($(BIN)/python -m presets.machine.torch_build)
 	@wanted=$$($(BIN)/python -m presets.machine.torch_build --kernels); test -z "$$wanted" || $(PIP) $$wanted || echo "wanlora trains without them, slower on this card: see wanlora doctor" >&2
 	@touch $(STAMP)

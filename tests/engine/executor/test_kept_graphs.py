@@ -13,6 +13,7 @@ from engine.wan.block import NORMS, TEXT_LINEARS, BlockWeights, linear_shapes, p
 from engine.wan.quantize import pack
 from presets.planner.memory_costs import KEPT_CODES
 from tests.engine.executor.test_compiled_again import WITHOUT_CPP
+from tests.helpers.tiers import thorough
 
 pytestmark = pytest.mark.process  # for its length
 TOKENS, WIDTH, HEADS, FFN = 600, 64, 2, 176
@@ -55,7 +56,8 @@ def held_and_gradients(block: BlockWeights, backend: Any) -> tuple[list[torch.Te
     return [t for at, t in held.items() if at not in own], list(gradients)
 
 
-@pytest.mark.parametrize("precision", ["float8", "qfloat8", "qint4", "int8"])
+# one whose codes no graph keeps, and the one of which codes are kept; the others are as the first
+@pytest.mark.parametrize("precision", ["float8", "qint4", *thorough("qfloat8", "int8")])
 def test_a_kept_graph_holds_no_weight_but_qint4s_codes_no_norm_and_no_gelu(precision: str) -> None:
     block = block_of(precision)
     mark_frozen(block)

@@ -12,6 +12,7 @@ from engine.kernels import triton_int8
 from engine.kernels.triton_int8 import TILES, Tile, length_of, warps_of
 from engine.wan import int8_ops
 from tests.helpers.kernels import SHARED, assembled, interpreted
+from tests.helpers.tiers import thorough
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
 
@@ -101,7 +102,8 @@ def test_every_tile_fits_every_card_and_uses_its_integer_units(capability: int, 
     assert any(unit in line and ".s32.s8.s8" in line for line in made.asm["ptx"].splitlines())
 
 
-@pytest.mark.parametrize("capability", SHARED)
+# where least shared memory is and where most is
+@pytest.mark.parametrize("capability", [86, 90, *thorough(80, 89, 120)])
 def test_rotations_compile_for_both_of_wan_s_widths(capability: int) -> None:
     shared, kernels = SHARED[capability] * 1024, (triton_int8.rotated_int8_kernel, triton_int8.rotated_kernel)
     sizes = {"columns": "i32", "side": "i32", "norm": "fp32"}

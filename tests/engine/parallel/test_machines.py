@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.run import run_job
 from presets.job.toml_file import load_job, save_job, with_value
 from tests.engine.parallel.test_ranks import DONE
 from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.jobs import events, write_job
 from tests.helpers.machines import ADDRESSES, NAMES, Machines, needs_machines
-from tests.helpers.training.attempts import ONE_THREAD, Trainers
+from tests.helpers.training.attempts import ONE_THREAD
 from tests.helpers.training.sameness import differences
 from tests.helpers.waiting import until
 from wanlora_tui.cli import main
@@ -55,8 +56,7 @@ def said(job: Path, name: str) -> str:
 
 def differences_from_one(job: Path, tiny: Path, steps: int) -> list[str]:
     straight = a_job(job.parent / "straight", tiny, steps)
-    with Trainers(cache=job.parent / "cache") as trainers:
-        assert trainers.run(straight, gpus=[0]) == DONE
+    assert run_job(straight, None, resume=False, workers=0, device="cpu", gpus=[0]) == DONE
     return differences(job.parent / "runs/t", straight.parent / "runs/t")
 
 

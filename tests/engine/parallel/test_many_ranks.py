@@ -92,6 +92,8 @@ def differences_from_one(runs: Runs, kind: str, job: Path) -> list[str]:
     return differences(job.parent / "runs/t", straight.parent / "runs/t")
 
 
+# test_machines has two hosts of two ranks each; several share the micro-batches of a step in test_ranks
+@pytest.mark.thorough
 def test_two_hosts_of_two_ranks_each_make_what_one_process_makes(runs: Runs):
     """The micro-batches of a step are shared by all four. Each host reads the blocks for itself."""
     hosts = Hosts(job := for_hosts(runs, "one", "hosts"))

@@ -1,10 +1,12 @@
 """The ranks of a run as one of them sees them."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ import torch
 from engine.parallel import team
 from engine.parallel.parts import ALONE, Rank
 from presets.errors import UserError
-from tests.helpers import ROOT
 from tests.helpers.ports import free_port
 from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
@@ -125,19 +126,54 @@ LEARNT = """mine.receive(1, lambda size: torch.empty(size, dtype=torch.uint8)) i
         mine.send(Copied({}, torch.zeros(8, dtype=torch.uint8))), mine.next_order())"""
 
 
-def two(program: str) -> list[subprocess.Popen[str]]:
-    port = str(free_port())
-    given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK + program],
-            cwd=ROOT,
-            env={**os.environ, **given, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+@dataclass
+class Started:
+    """One of the two, and the file with what it has said."""
+
+    process: BaseProcess
+    out: Path
+
+    def ended(self) -> int | None:
+        """Its exit code."""
+        self.process.join(PATIENCE)
+        return self.process.exitcode
+
+    def said(self) -> str:
+        return self.out.read_text().strip()
+
+
+Two = Callable[[str], list[Started]]
+
+
+def run_rank(program: str, given: dict[str, str], out: Path) -> None:
+    """In a process of its own."""
+    with out.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+    os.environ |= given
+    exec(RANK + program, {})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    """Starts a program as two ranks: forks of a process that has torch imported, which would take each of them some
+    seconds. What still runs after the test is killed."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__])
+    started: list[Started] = []
+
+    def start(program: str) -> list[Started]:
+        given = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        for number in range(2):
+            out = tmp_path / f"rank-{number}"
+            process = forks.Process(target=run_rank, args=(program, {**given, "RANK": str(number)}, out))
+            process.start()
+            started.append(Started(process, out))
+        return started
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.join(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -148,31 +184,21 @@ def two(program: str) -> list[subprocess.Popen[str]]:
         (1, GRADIENTS),  # which torch ends by itself as well
     ],
 )
-def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int, wait: str):
+def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(two: Two, hanging: int, wait: str):
     ranks = two(HANGS.replace("HANGING", str(hanging)).replace("WAIT", wait))
-    try:
-        said = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [3, 3]
+    assert [rank.ended() for rank in ranks] == [3, 3]
     named = f"rank {hanging} of 2 hangs: it has done nothing for 0.0333 minutes (step 7)"
-    assert said[1 - hanging].strip() == named
+    assert ranks[1 - hanging].said() == named
     if hanging == 0:  # whose store it is: there the other has left word, which is the first rank's event
-        assert said[0].strip() == named
+        assert ranks[0].said() == named
 
 
-@pytest.mark.parametrize("wait", [TELL, GRADIENTS, TOKENS, *thorough(CLIP, LEARNT)])
-def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(wait: str):
-    ranks = two(STOPS.replace("WAIT", wait))
-    try:
-        said = ranks[0].communicate(timeout=PATIENCE)[0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait(PATIENCE)
+@pytest.mark.parametrize("wait", [TELL, TOKENS, *thorough(GRADIENTS, CLIP, LEARNT)])
+def test_a_rank_that_is_stopped_in_the_middle_of_an_exchange_is_named(two: Two, wait: str):
+    first, _ = two(STOPS.replace("WAIT", wait))
+    assert first.ended() == 3
     no_sign = "its process has given no sign of life for 0.0333 minutes (it waited for the others)"
-    assert said.strip() == f"rank 1 of 2 hangs: {no_sign}" and ranks[0].returncode == 3
+    assert first.said() == f"rank 1 of 2 hangs: {no_sign}"
 
 
 NO_ROOM = """
@@ -195,13 +221,8 @@ mine.end(1)
 """
 
 
-def test_a_first_rank_without_room_for_what_the_other_has_learnt_ends_both_with_that_cause():
+def test_a_first_rank_without_room_for_what_the_other_has_learnt_ends_both_with_that_cause(two: Two):
     """The other is sending it, and hears no order meanwhile."""
     ranks = two(NO_ROOM)
-    try:
-        said = [rank.communicate(timeout=PATIENCE)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert said[0].strip() == "rank 0, for what rank 1 has learnt: 2 GiB of RAM are needed"
-    assert [rank.returncode for rank in ranks] == [0, 3], said
+    assert [rank.ended() for rank in ranks] == [0, 3], [rank.said() for rank in ranks]
+    assert ranks[0].said() == "rank 0, for what rank 1 has learnt: 2 GiB of RAM are needed"

@@ -219,7 +219,7 @@ def straight(tiny, tmp_path_factory) -> Path:
     "cuts",
     [
         ["sigterm:forward:6"],
-        ["raise:optimizer.before-step:6", "raise:forward:4"],
+        pytest.param(["raise:optimizer.before-step:6", "raise:forward:4"], marks=pytest.mark.thorough),
         pytest.param(["raise:checkpoint.before-event:6"], marks=pytest.mark.thorough),
     ],
 )

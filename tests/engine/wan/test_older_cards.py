@@ -16,6 +16,7 @@ from engine.wan.block import BEFORE_LINEARS, BlockWeights, pre_attention
 from engine.wan.frozen_linear import Packed, as_bytes, e4m3_values, unpack_weight
 from engine.wan.quantize import pack
 from presets.machine.precisions import TRANSFORMER
+from tests.helpers.tiers import thorough
 from tests.helpers.training.absent_cards import assemble_for, kernels_for
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
@@ -44,7 +45,8 @@ def test_what_dequantizes_compiles(tmp_path: Path, capability: int, precision: s
     assemble_for(capability, source, tmp_path)
 
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
+# the oldest and the newest; on all of them test_what_dequantizes_compiles
+@pytest.mark.parametrize("capability", [80, 120, *thorough(86, 89, 90)])
 def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> None:
     """Norm and modulation before three linears. What follows them is a kernel of ours (test_triton_norm_rope)."""
     assert runs("none", capability)

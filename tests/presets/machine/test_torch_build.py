@@ -186,8 +186,8 @@ def test_reading_the_driver(
 
 
 def set_up(tmp_path: Path, smi: str, *, pip_fails_at: str = "nothing") -> tuple[list[list[str]], str]:
-    """(what each pip was told, what was said) by the real Makefile in a folder of its own; pip is a stand-in that notes
-    its arguments."""
+    """(what each pip was told after the first, which makes itself the newest one, what was said) by the real Makefile
+    in a folder of its own; pip is a stand-in that notes its arguments."""
     tmp_path.mkdir(exist_ok=True)
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
@@ -212,7 +212,9 @@ def set_up(tmp_path: Path, smi: str, *, pip_fails_at: str = "nothing") -> tuple[
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return [line.split() for line in pip.read_text().splitlines()], done.stderr
+    newest, *others = [line.split() for line in pip.read_text().splitlines()]
+    assert newest[0] == "install" and newest[-2:] == ["--upgrade", "pip"]
+    return others, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from textual.widgets import Button, Input, TextArea
 
 from tests.helpers.interface.dialogs import all_dialogs, one_of_each
 from tests.helpers.interface.wizard_pilot import screen_text, until
+from tests.helpers.tiers import thorough
 from tests.wanlora_tui.actions.test_palette import typed as found_in_palette
 from wanlora_tui import app as wanlora_app
 from wanlora_tui.actions import all_actions, bindings
@@ -134,7 +135,7 @@ async def test_captions_that_are_written_under_the_help_close_their_own_dialog(
         assert answers == [dialog.changes]
 
 
-@pytest.mark.parametrize("columns", [40, 60, 80])
+@pytest.mark.parametrize("columns", [40, *thorough(60), 80])
 async def test_no_answer_of_a_dialog_is_cut(tmp_path: Path, columns: int) -> None:
     (tmp_path / "broken.toml").write_text("[job\n")
     for kind, make in one_of_each(tmp_path).items():

@@ -19,6 +19,7 @@ from presets.runs.events import read_events
 from presets.runs.run_view import apply_event
 from tests.helpers.interface.drawn import Drawn, settled, stale
 from tests.helpers.interface.runs import usual
+from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, every_state
 from wanlora_tui.screenshot import RecordedApp, load_run
 
@@ -71,7 +72,8 @@ async def all_is_as_it_should_be(
         assert stale(terminal, pilot.app.screen) is None, done[-8:]
 
 
-@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
+# where it begins: on the way it comes to all of SIZES
+@pytest.mark.parametrize("size", [(160, 48), *thorough((80, 24))])
 async def test_no_stale_line_stays_on_a_dashboard(size: tuple[int, int], terminal: Drawn, tmp_path: Path) -> None:
     file = usual(until=200).write(tmp_path / "orbit_v1")
     coming = [event for event, _ in read_events(file)]
@@ -101,7 +103,7 @@ async def test_no_stale_line_stays_on_a_dashboard(size: tuple[int, int], termina
         await all_is_as_it_should_be(pilot, terminal, dice, ON_DASHBOARD, news)
 
 
-@pytest.mark.parametrize("size", [(160, 48), (80, 24)])
+@pytest.mark.parametrize("size", [*thorough((160, 48)), (80, 24)])
 async def test_no_stale_line_stays_in_the_list(size: tuple[int, int], terminal: Drawn) -> None:
     app: JobsApp = every_state()
     dice = random.Random(5)

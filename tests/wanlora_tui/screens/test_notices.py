@@ -13,6 +13,7 @@ from textual.widgets._toast import Toast, ToastHolder, ToastRack
 
 from tests.helpers.interface.dialogs import one_of_each
 from tests.helpers.interface.wizard_pilot import WizardApp, make_base, make_clips, screen_of, screen_text, until
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
 from tests.wanlora_tui.screens.test_dashboard_numbers import app, recorded, settle, usual
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, record
@@ -44,7 +45,7 @@ def lies_over(screen: Screen[Any]) -> list[Widget]:
     return [widget for widget in others if any(toast.overlaps(seen[widget]) for toast in toasts)]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (60, 15), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), (60, 15), *thorough((160, 48))])
 async def test_over_no_dialog(size: tuple[int, int], tmp_path: Path) -> None:
     for name, make in one_of_each(tmp_path).items():
         over: App[None] = Over()
@@ -57,7 +58,7 @@ async def test_over_no_dialog(size: tuple[int, int], tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("size", [(80, 24), (60, 15), (40, 10), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), (40, 10), *thorough((60, 15), (160, 48))])
 async def test_over_no_step_of_the_wizard(
     size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +80,7 @@ async def test_over_no_step_of_the_wizard(
             await until(pilot, lambda: "said before" not in screen_text(wizard), "no notice")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), *thorough((100, 30)), (160, 48)])
 @pytest.mark.parametrize("pane", ["", "p", "f"])
 async def test_over_no_number_of_a_dashboard(size: tuple[int, int], pane: str, tmp_path: Path) -> None:
     async with app(recorded(usual(), tmp_path)).run_test(size=size, notifications=True) as pilot:

@@ -18,6 +18,7 @@ from tests.helpers.interface.wizard_pilot import (
     until,
     wizard,
 )
+from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, at_field, resumed, reviewed
 from wanlora_tui.draft.job_draft import PANELS
 from wanlora_tui.draft.steps import NAMES, STEPS
@@ -180,7 +181,7 @@ async def test_it_reads_without_colour(work: Path, monkeypatch: pytest.MonkeyPat
         assert "✗ ERRORS" in text and "✗ datasets[0].num_frames" in text and "fix (f):" in text
 
 
-@pytest.mark.parametrize("size", [(80, 24), (77, 24), (60, 15), (40, 10)])
+@pytest.mark.parametrize("size", [(80, 24), *thorough((77, 24), (60, 15)), (40, 10)])
 async def test_the_notes_of_settings_are_read_whole(work: Path, size: tuple[int, int]) -> None:
     values = {"model.path": str(work / "base"), "training.lr": 0.000123}
     async with wizard(a_draft(work, "settings", values=values), size=size) as pilot:
