@@ -31,10 +31,11 @@ from tests.helpers.recorded_run import write_for_daemon
 
 ROWS, COLUMNS = 24, 80
 FRAME_LIMIT = 30.0  # seconds
-# what is shown -> the arguments, words that are there then, and the last one of the footer, which is painted last
+PALETTE = "▏:"  # its key stands at the right of the footer, with its name where there is room
+# what is shown -> the arguments, words that are there then, and what the footer ends in, which is painted last
 FRAMES = {
-    "first frame": ((), "", "palette"),
-    "jobs": ((), "noisy_v1", "palette"),
+    "first frame": ((), "", PALETTE),
+    "jobs": ((), "noisy_v1", PALETTE),
     "dashboard": (("attach", "noisy_v1"), "2400/2400", "Help"),
 }
 WANLORA = [sys.executable, "-m", "wanlora_tui.cli"]

@@ -67,7 +67,7 @@ MEASURED = [
     Keys("dashboard: plus, zoom", ("plus", "0")),
     Keys("dashboard: 0, all steps", ("0", "plus"), ("plus",)),
     Keys("dashboard: left, the cursor", ("left",)),
-    Keys("dashboard: pan", ("less_than_sign",), ("plus", "plus", "plus")),
+    Keys("dashboard: pan", ("less_than_sign", "greater_than_sign"), ("plus", "plus", "plus")),
     Keys("dashboard: g, log y", ("g",)),
     Keys("dashboard: right bracket, smoother", ("right_square_bracket", "left_square_bracket")),
     Keys("dashboard: tab", ("tab",)),
@@ -86,7 +86,14 @@ MEASURED = [
 async def pressed(pilot: Pilot[None], key: str) -> float:
     """Milliseconds. Posted as the terminal's reader does, and not by `pilot.press`, which asks all widgets whether they
     are done."""
-    names = {"slash": "/", "less_than_sign": "<", "plus": "+", "left_square_bracket": "[", "right_square_bracket": "]"}
+    names = {
+        "slash": "/",
+        "less_than_sign": "<",
+        "greater_than_sign": ">",
+        "plus": "+",
+        "left_square_bracket": "[",
+        "right_square_bracket": "]",
+    }
     begin = time.thread_time()
     pilot.app.post_message(events.Key(key, key if len(key) == 1 else names.get(key)))
     await asyncio.sleep(PAUSE)

@@ -1,15 +1,11 @@
 """A canvas of dots: braille has 2 x 4 of them in each cell of a terminal. What is drawn on it is not known here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 EMPTY = 0x2800  # the braille sign without dots
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # by row and column within a cell
 LAYER = 100  # inks of one hundred are of one layer
 SOLID = (True,)
-
-
-def layer(ink: int) -> int:
-    return ink // LAYER
 
 
 class Canvas:
@@ -25,21 +21,28 @@ class Canvas:
         self._bits = [0] * (columns * rows)
         self._inks = [0] * (columns * rows)
 
-    def dot(self, x: int, y: int, ink: int) -> None:
-        if not (0 <= x < self.width and 0 <= y < self.height):
-            return
-        cell = (y >> 2) * self.columns + (x >> 1)
-        held = self._inks[cell]
-        if ink != held:
-            if layer(ink) < layer(held):
-                return
-            if layer(ink) > layer(held):
-                self._bits[cell] = 0
-            self._inks[cell] = ink
-        self._bits[cell] |= DOTS[y & 3][x & 1]
+    def dots(self, places: Iterable[tuple[int, int]], ink: int) -> None:
+        columns, width, height, bits, inks = self.columns, self.width, self.height, self._bits, self._inks
+        above = ink // LAYER
+        for x, y in places:
+            if not (0 <= x < width and 0 <= y < height):
+                continue
+            cell = (y >> 2) * columns + (x >> 1)
+            held = inks[cell]
+            if ink != held:
+                below = held // LAYER
+                if above < below:
+                    continue
+                if above > below:
+                    bits[cell] = 0
+                inks[cell] = ink
+            bits[cell] |= DOTS[y & 3][x & 1]
 
     def line(self, points: Iterable[tuple[int, int]], ink: int, dash: Sequence[bool] = SOLID) -> None:
         """Through all points, from the left to the right. `dash` says which dot columns are drawn, over and over."""
+        self.dots(self._along(points, dash), ink)
+
+    def _along(self, points: Iterable[tuple[int, int]], dash: Sequence[bool]) -> Iterator[tuple[int, int]]:
         at = None
         for x, y in points:
             y = min(max(y, -1), self.height)
@@ -53,14 +56,13 @@ class Canvas:
                     step = 1 if now >= before else -1
                     # a steep line fills the rows between its columns
                     for row in range(before + step, now + step, step) if now != before else (now,):
-                        self.dot(column, row, ink)
+                        yield column, row
                 before = now
             at = x, y
 
     def upright(self, x: int, ink: int) -> None:
         """A dotted line from the top to the bottom."""
-        for y in range(0, self.height, 2):
-            self.dot(x, y, ink)
+        self.dots(((x, y) for y in range(0, self.height, 2)), ink)
 
     def row(self, row: int) -> tuple[list[str], list[int]]:
         """The signs of a row of cells, and their inks."""

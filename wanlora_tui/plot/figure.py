@@ -19,6 +19,7 @@ from wanlora_tui.plot.curves import (
     STRONG,
     Curve,
     column,
+    columns_of,
     curve_of,
     draw_line,
     draw_raw,
@@ -133,15 +134,16 @@ def by_column(marks: list[Mark], window: Window, columns: int) -> dict[int, list
 
 def _sign(block: list[Row], curve: Curve, window: Window, scale: Scale, begin: int) -> None:
     """A curve's sign at its end and here and there on its way: what tells lines apart without colour."""
-    columns = len(block[0][0])
-    inside = [(column(s, window, 2 * columns) // 2, v) for s, v in curve.line if window.low <= s <= window.high]
+    inside = [(s, v) for s, v in curve.line if window.low <= s <= window.high]
     wanted = begin
-    for i, (at, value) in enumerate(inside):
-        row = scale.place(value, 4 * len(block)) // 4
-        if (at >= wanted or i == len(inside) - 1) and 0 <= row < len(block):
-            signs, inks = block[row]
-            signs[at], inks[at] = curve.sign, LINE + curve.number
-            wanted = at + SIGN_EVERY
+    for i, x in enumerate(columns_of([s for s, _ in inside], window, 2 * len(block[0][0]))):
+        at = x // 2
+        if at >= wanted or i == len(inside) - 1:
+            row = scale.place(inside[i][1], 4 * len(block)) // 4
+            if 0 <= row < len(block):
+                signs, inks = block[row]
+                signs[at], inks[at] = curve.sign, LINE + curve.number
+                wanted = at + SIGN_EVERY
 
 
 def _framed(block: list[Row], left: int, texts: list[tuple[int, str]]) -> list[Row]:

@@ -30,7 +30,8 @@ from wanlora_tui.plot.window import Window, panned, zoomed
 from wanlora_tui.widgets.redraw_throttle import Throttle
 
 WHEEL = 0.8  # times as wide with each notch
-UNSEEN_SECONDS = 10.0  # between two drawings for steps that move nothing by a dot
+# between two drawings for steps, whose numbers are told elsewhere at once; and for those that move nothing by a dot
+STEP_SECONDS, UNSEEN_SECONDS = 5.0, 10.0
 
 
 def _about(view: RunView) -> tuple[object, ...]:
@@ -77,7 +78,6 @@ class LossPlot(Widget, can_focus=True):
         self._strips: dict[int, Strip] = {}  # of the rows drawn so far
         self._painter = Painter({}, Style())
         self._redraw = Throttle(self, self._draw_anew)
-        self._redraw_late = Throttle(self, self._draw_anew, UNSEEN_SECONDS)
         self._shown: tuple[object, ...] = ()  # of the view
         self._title = Content()
         self._best: Best | None = None
@@ -88,14 +88,15 @@ class LossPlot(Widget, can_focus=True):
         self._say()
 
     def show(self, view: RunView) -> None:
-        """A view that holds nothing new draws nothing; steps that no eye could see, after some seconds."""
+        """A view that holds nothing new draws nothing; steps alone draw now and then, and later where no eye could see
+        them."""
         before, about = self._shown, _about(view)
         if view is self._view and (view.last_seq, *about) == before:
             return
         self._view, self._shown = view, (view.last_seq, *about)
         self._made.pop("", None)
-        if self._figure is not None and about == before[1:] and self._moves_little(view.step):
-            self._redraw_late.ask()
+        if self._figure is not None and about == before[1:] and self._size_drawn == self.size:
+            self._redraw.ask(UNSEEN_SECONDS if self._moves_little(self._figure, view.step) else STEP_SECONDS)
         else:
             self._draw_anew()
         known = view.run, len(view.checkpoints), len(view.measured), view.state
@@ -103,11 +104,9 @@ class LossPlot(Widget, can_focus=True):
             self._ranked = known
             self.rank_anew()
 
-    def _moves_little(self, step: int) -> bool:
+    @staticmethod
+    def _moves_little(figure: Figure, step: int) -> bool:
         """Whether a drawing up to a step would look like the present one."""
-        figure = self._figure
-        if figure is None or self._size_drawn != self.size:
-            return False
         beyond = figure.window.high < figure.whole.high  # zoomed to what came before
         return beyond or step - figure.window.high < figure.window.width / max(1, 2 * figure.columns)
 
@@ -189,8 +188,10 @@ class LossPlot(Widget, can_focus=True):
         return self._strips[y] if at is None else self._painter.with_cursor(self._strips[y], at)
 
     def _cursor_column(self) -> int | None:
+        if self._cursor is None:
+            return None
         figure = self.figure
-        if self._cursor is None or not figure.columns or not figure.window.low <= self._cursor <= figure.window.high:
+        if not figure.columns or not figure.window.low <= self._cursor <= figure.window.high:
             return None
         return figure.left + figure.column_of(self._cursor)
 

@@ -9,6 +9,7 @@ from textual.strip import Strip
 
 from presets.text import escaped
 from wanlora_tui.plot.colours import style_of
+from wanlora_tui.plot.curves import NOTHING
 from wanlora_tui.plot.reading import Piece
 
 
@@ -26,18 +27,21 @@ class Painter:
         return self._styles[ink]
 
     def row(self, signs: list[str], inks: list[int]) -> Strip:
-        segments, start = [], 0
-        for i in range(1, len(inks) + 1):
-            if i == len(inks) or inks[i] != inks[start]:
-                segments.append(Segment("".join(signs[start:i]), self._style(inks[start])))
-                start = i
+        """A blank is in the ink of what is before it: each change of ink takes as long as many cells."""
+        segments, start, held = [], 0, inks[0]
+        for at, (sign, ink) in enumerate(zip(signs, inks, strict=True)):
+            if ink != held and sign != " ":
+                segments.append(Segment("".join(signs[start:at]), self._style(held)))
+                start, held = at, ink
+        segments.append(Segment("".join(signs[start:]), self._style(held)))
         return Strip(segments, len(signs))
 
     def with_cursor(self, row: Strip, at: int) -> Strip:
         before, cell, after = row.crop(0, at), row.crop(at, at + 1), row.crop(at + 1)
-        sign = cell.text if cell.text.strip() else "│"
-        ground = Style(bold=True, bgcolor=Color.parse(self._theme["panel"]).hex6)
-        style = next((s.style for s in cell if s.style), Style()) + ground
+        sign, style = cell.text, next((s.style for s in cell if s.style), Style())
+        if not sign.strip():
+            sign, style = "│", self._style(NOTHING)
+        style += Style(bold=True, bgcolor=Color.parse(self._theme["panel"]).hex6)
         return Strip.join([before, Strip([Segment(sign, style)], 1), after])
 
     def line(self, pieces: Sequence[Piece], width: int) -> Strip:

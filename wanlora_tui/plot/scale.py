@@ -1,6 +1,7 @@
 """An axis: which value lies where, and the round numbers that are written beside it."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from presets.text import rate_text
@@ -18,18 +19,20 @@ class Scale:
     high: float
     log: bool = False
 
-    def part(self, value: float) -> float:
-        """0 at the low end, 1 at the high one. The value is above 0 on a log scale."""
-        if self.log:
-            return math.log(value / self.low) / math.log(self.high / self.low)
-        return (value - self.low) / (self.high - self.low)
-
     def place(self, value: float, size: int) -> int:
         """The dot row of `size` that a value lies in, 0 at the top; beyond either end, outside."""
-        if self.log and value <= 0:
-            return size
-        part = self.part(value)
-        return round((1 - (-1.0 if part < -1.0 else 2.0 if part > 2.0 else part)) * (size - 1))
+        return self.places([value], size)[0]
+
+    def places(self, values: Iterable[float], size: int) -> list[int]:
+        """The same of many; what is not finite lies outside, too."""
+        low, span = self.low, self.high - self.low
+        if self.log:  # 0 at the low end, 1 at the high one
+            span = math.log(self.high / low)
+            parts = [math.log(v / low) / span if v > 0 else -1.0 for v in values]
+        else:
+            parts = [(v - low) / span for v in values]
+        # far outside all is the same; not a number is not above -1
+        return [round((1 - (2.0 if p > 2.0 else p if p > -1.0 else -1.0)) * (size - 1)) for p in parts]
 
 
 def scale_of(values: list[float], *, log: bool = False) -> Scale:

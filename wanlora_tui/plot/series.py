@@ -81,17 +81,18 @@ class Series:
     def mean(self, at: int, half: int) -> float:
         """The mean around a point: of `half` points on either side, at both ends of the series of fewer; not a number
         when none is finite."""
-        return self._mean(self.sums, at, half)
+        return self.means([at], half)[0]
 
-    def calm_mean(self, at: int, half: int) -> float:
-        """The same without spikes."""
-        return self._mean(self.calm_sums, at, half)
-
-    def _mean(self, sums: list[float], at: int, half: int) -> float:
-        near = max(min(half, at, len(self.values) - 1 - at), half // 2)
-        low, high = max(0, at - near), min(len(self.values), at + near + 1)
-        count = self.counts[high] - self.counts[low]
-        return (sums[high] - sums[low]) / count if count else math.nan
+    def means(self, places: Sequence[int], half: int, *, calm: bool = False) -> list[float]:
+        """The same around many points, or without spikes."""
+        sums, counts, last = self.calm_sums if calm else self.sums, self.counts, len(self.values) - 1
+        found = []
+        for at in places:
+            near = max(min(half, at, last - at), half // 2)
+            low, high = max(0, at - near), min(last, at + near) + 1
+            count = counts[high] - counts[low]
+            found.append((sums[high] - sums[low]) / count if count else math.nan)
+        return found
 
 
 @dataclass(frozen=True)

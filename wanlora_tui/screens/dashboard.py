@@ -1,5 +1,6 @@
 """One run, live: loss, pace, memory, what happens, what came out. Leaving it stops nothing."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.machine_health import MachineHealth, still_to_write
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar, TitleLine
-from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
+from wanlora_tui.widgets.redraw_throttle import Changed, Rest, Throttle, is_seen
 
 if TYPE_CHECKING:
     from wanlora_tui.screens.compare import CompareScreen
@@ -49,7 +50,8 @@ WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-low"), (20, "-short"), (30, "-tall"), (44, "-high")]  # rows
 SPARE = ("dashboard.change", "dashboard.sample", "dashboard.save", "dashboard.checkpoints", "dashboard.compare")
 MORE = ("dashboard.fetch", "dashboard.whole_log", "dashboard.copy", "dashboard.folder")
-TICK = 1.1  # seconds between two drawings of what time alone changes; one of news puts the next off
+TICK = 1.1  # seconds after which time is looked at, where no beat of the daemon's has come, one each second
+CLOCK_SECONDS = 1.9  # between two drawings of figures that time alone changes: at a beat, and not at each
 PANES = ("plot", "preview", "log", "files")
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
@@ -106,7 +108,9 @@ class DashboardScreen(RunCommands, FirstLayout):
         self.add_class("-pane-plot")
         self._told_away, self._told_anew = False, 0
         self._drawing = Throttle(self, self._draw_news)
+        self._ticking = Rest(self, self._tick, TICK)
         self._shown: tuple[object, ...] = ()
+        self._counted_at = 0.0  # when the numbers were drawn
         self._offered: tuple[object, ...] = ()  # of what the footer shows
 
     def compose(self) -> ComposeResult:
@@ -131,7 +135,6 @@ class DashboardScreen(RunCommands, FirstLayout):
     def on_mount(self) -> None:
         self.action_pane("plot")
         self._follow()
-        self._ticking = self.set_interval(TICK, self._render_clock)
 
     @work(exclusive=True, group="follow")
     async def _follow(self) -> None:
@@ -143,10 +146,10 @@ class DashboardScreen(RunCommands, FirstLayout):
 
     def on_screen_suspend(self) -> None:
         if not is_seen(self):  # below a dialog the lights go on
-            self._ticking.pause()
+            self._ticking.cancel()
 
     def on_screen_resume(self) -> None:
-        self._ticking.resume()
+        self._ticking.ask()
         self.query_one(LossPlot).rank_anew()
         self._changed()
 
@@ -173,10 +176,9 @@ class DashboardScreen(RunCommands, FirstLayout):
     def _draw_news(self) -> None:
         if self._is_news():
             self._render_all()
-            self._ticking.reset()
         else:
             self.query_one(Poster).show(self.run.view, self.run_dir)  # a picture may have come from afar
-            self._render_lights()
+        self._tick()
 
     def _render_all(self) -> None:
         record, view = self.shown, self.run.view
@@ -205,6 +207,7 @@ class DashboardScreen(RunCommands, FirstLayout):
 
     def _render_numbers(self) -> None:
         """What also changes between two events."""
+        self._counted_at = time.monotonic()
         record, view, beat = self.run.record, self.run.view, self.run.beat
         machine = beat.machine if beat is not None else None
         times = run_times(record, view, beat, self.run.beat_age, cost=self._cost)
@@ -230,10 +233,14 @@ class DashboardScreen(RunCommands, FirstLayout):
             self._offered = offered
             self.refresh_bindings()
 
-    def _render_clock(self) -> None:
+    def _tick(self) -> None:
+        """What time alone changes: the lights at once, figures every other beat."""
+        if not is_seen(self):  # a drawing that was put off
+            return
         self._render_lights()
-        if not self.is_over:
+        if not self.is_over and time.monotonic() >= self._counted_at + CLOCK_SECONDS:
             self._render_numbers()
+        self._ticking.ask()
 
     def _render_lights(self) -> None:
         link = self._link(self.run.beat_age)

@@ -27,17 +27,13 @@ class EscapedText(LineFilter):
 
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """Pictures, which are control sequences themselves, are in segments that say so."""
-        if not any(_acts(segment) for segment in segments):
+        text = "".join([text for text, _, control in segments if not control])
+        if _shown(text) == text and not any(style and style.link for _, style, _ in segments):
             return segments
         width = Segment.get_line_length(segments)
         return Segment.adjust_line_length(
             [segment if segment.control else _harmless(segment) for segment in segments], width
         )
-
-
-def _acts(segment: Segment) -> bool:
-    text, style, control = segment
-    return not control and (_shown(text) != text or bool(style and style.link and escaped(style.link) != style.link))
 
 
 def _harmless(segment: Segment) -> Segment:

@@ -22,7 +22,8 @@ from textual.message import Message
 from wanlora_tui.terminal.answers import ESCAPE
 from wanlora_tui.terminal.conversation import LATEST_SECONDS, Conversation
 
-POLL_SECONDS = 0.1  # how long after the end of the screens the reader notices it
+POLL_SECONDS = 0.1  # between two looks at what was typed in part
+RECENT_SECONDS = 1.0  # after the last key, in which it may have been one in part
 SIZE_SECONDS = 1 / 60  # in which sizes that follow each other count as one
 # in which the program has ended after a signal; it is ended where it stands afterwards
 END_SECONDS = round(LATEST_SECONDS) + 4
@@ -69,6 +70,7 @@ class TerminalDriver(LinuxDriver):
         self._is_on = False
         self._new_size: asyncio.TimerHandle | None = None  # it is about to be looked at
         self._reported: events.Resize | None = None  # the last size that the terminal has sent among the keys
+        self._over, self._end = os.pipe()  # tells the reader to end: it looks at nothing while no key comes
 
     def start_application_mode(self) -> None:
         super().start_application_mode()
@@ -86,6 +88,11 @@ class TerminalDriver(LinuxDriver):
         super().stop_application_mode()
         self.conversation.leave(self.write)
         self.conversation.on_end_signal(self.conversation.end)
+
+    def disable_input(self) -> None:
+        os.write(self._end, b"x")
+        super().disable_input()  # waits for the reader
+        os.read(self._over, 1)
 
     def _resized(self, number: int, frame: FrameType | None) -> None:
         """Not to be told here: of two signals at once the later is handled within the first, and its size would be
@@ -158,10 +165,13 @@ class TerminalDriver(LinuxDriver):
 
         typed, conversation.typed = conversation.typed, ""
         hand_on(typed)
+        typed_at = time.monotonic()
         while not self.exit_event.is_set():
-            due = conversation.input.due
-            wait = POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due - time.monotonic()))
-            if select.select([self.fileno], [], [], wait)[0]:
+            due, now = conversation.input.due, time.monotonic()
+            wait = POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due - now))
+            recent = due is not None or now < typed_at + RECENT_SECONDS
+            if self.fileno in select.select([self.fileno, self._over], [], [], wait if recent else None)[0]:
+                typed_at = now
                 try:
                     data = os.read(self.fileno, 4096)
                 except OSError:

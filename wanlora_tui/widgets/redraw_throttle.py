@@ -175,22 +175,26 @@ class Throttle:
     """`ask` draws at once after a quiet time, else once at the end of the current interval: the last state is always
     drawn."""
 
-    def __init__(self, owner: MessagePump, draw: Callable[[], None], seconds: float = SECONDS) -> None:
-        self._owner, self._draw, self._seconds = owner, draw, seconds
-        self._drawn_at, self._waiting = 0.0, False
+    def __init__(self, owner: MessagePump, draw: Callable[[], None]) -> None:
+        self._owner, self._draw = owner, draw
+        self._drawn_at = 0.0
+        self._waiting: asyncio.TimerHandle | None = None
 
-    def ask(self) -> None:
-        if self._waiting:
-            return
-        wait = self._drawn_at + self._seconds - time.monotonic()
-        if wait <= 0:
-            self._now()
-        else:
-            self._waiting = True
+    def ask(self, seconds: float = SECONDS) -> None:
+        """`seconds`: the interval, since the last drawing. One that waits for a shorter one is not put off."""
+        loop = asyncio.get_running_loop()
+        wait = max(0.0, self._drawn_at + seconds - time.monotonic())
+        if self._waiting is not None:
+            if self._waiting.when() <= loop.time() + wait:
+                return
+            self._waiting.cancel()
+        if wait:
             # a timer of Textual's whose time has passed before it began to wait never rings
-            asyncio.get_running_loop().call_later(wait, self._owner.call_later, self._now)
+            self._waiting = loop.call_later(wait, self._owner.call_later, self._now)
+        else:
+            self._now()
 
     def _now(self) -> None:
-        self._waiting = False
+        self._waiting = None
         self._draw()
         self._drawn_at = time.monotonic()  # after the drawing: a slow one leaves as much time for keys

@@ -10,7 +10,7 @@ def text(canvas: Canvas) -> list[str]:
 def test_each_dot_has_its_place_and_what_lies_outside_is_not_drawn():
     canvas = Canvas(2, 1)
     for x, y in [(0, 0), (3, 3), (-1, 0), (4, 0), (0, -1), (0, 4)]:
-        canvas.dot(x, y, 1)
+        canvas.dots([(x, y)], 1)
     assert text(canvas) == [chr(EMPTY + 0x01) + chr(EMPTY + 0x80)]
 
 
@@ -32,9 +32,9 @@ def test_a_line_far_beyond_the_edges_costs_nothing_and_comes_back():
 
 def test_a_cell_shows_the_higher_layer_alone():
     canvas = Canvas(1, 1)
-    canvas.dot(0, 0, 100)
-    canvas.dot(1, 3, 300)
-    canvas.dot(0, 1, 100)
+    canvas.dots([(0, 0)], 100)
+    canvas.dots([(1, 3)], 300)
+    canvas.dots([(0, 1)], 100)
     assert canvas.row(0) == ([chr(EMPTY + 0x80)], [300])
 
 

@@ -78,6 +78,7 @@ def test_odd_values_have_a_scale_too(values: list[float], log: bool):
     assert ticks(scale, 3) and labels(ticks(scale, 3))
     for value in (0.0, 0.5, -3.0, 1e300):
         scale.place(value, 10)
+    assert not any(0 <= y < 8 for y in scale.places([math.nan, math.inf, -math.inf], 8))
 
 
 def test_equal_values_lie_in_the_middle():

@@ -148,5 +148,5 @@ def test_spikes_among_very_many_points_are_calmed_also_those_between_the_ones_lo
         losses[i] = 90.0
     losses[4000] = math.nan
     found = series(*losses)
-    assert max(found.calm_mean(i, 0) for i in range(len(losses)) if i != 4000) < 0.22
+    assert max(found.means([i for i in range(len(losses)) if i != 4000], 0, calm=True)) < 0.22
     assert found.mean(101, 0) == pytest.approx(90.0)

@@ -103,7 +103,7 @@ async def test_what_the_machine_does_fits_a_terminal_that_has_another_size(tmp_p
     """Between two beats, too: a line in a narrow one, rows of their own in a wide one."""
     async with app(recorded(usual(), tmp_path)).run_test(size=(160, 48)) as pilot:
         assert "held back by power limit" in await over(pilot)
-        pilot.app.screen._ticking.pause()  # type: ignore[attr-defined]
+        pilot.app.screen._ticking.cancel()  # type: ignore[attr-defined]
         await pilot.resize_terminal(80, 24)
         text = await over(pilot)
         assert "held back by" not in text and "GPU 97% 71°C 690/700 W 1755 MHz power limit" in text

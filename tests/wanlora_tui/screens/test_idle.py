@@ -1,7 +1,8 @@
 """Screens at rest: what they offer fits, and a beat that tells nothing new draws nothing."""
 
-import time
+import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,11 @@ from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_dashboard import app_over, settle, shown
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, every_state
+from wanlora_tui.plot import loss_plot
 from wanlora_tui.plot.loss_plot import LossPlot
+from wanlora_tui.screens import dashboard
 from wanlora_tui.screenshot import RecordedApp, load_run
+from wanlora_tui.widgets.meters import Numbers
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -48,7 +52,7 @@ async def test_a_dashboard_at_rest_draws_nothing(key: str, drawn: list[int], tmp
             await pilot.press(key)
             await until(pilot, lambda: pilot.app.screen is not below, "the log")
         await settle(pilot)
-        below._ticking.pause()
+        below._ticking.cancel()
         for second in range(6):
             below.run.beat = RunBeat(1, "done", 9, trainer_alive=False, seconds_since_step=float(second))
             below._changed()
@@ -75,13 +79,13 @@ async def test_a_step_lays_nothing_out(monkeypatch: pytest.MonkeyPatch, tmp_path
         screen: Any = pilot.app.screen
         await until(pilot, lambda: "00.mp4" in shown(screen), "the preview that was there before")
         await settle(pilot)
-        screen._ticking.pause()
+        screen._ticking.cancel()
         laid_out.clear()
         for gib in range(1, 10):
             apply_event(run.view, coming.pop(0))
             run.beat = RunBeat(1, "running", 9, True, 0.0, RunMachine(memory=gib * 2**30, disk_free=gib * 2**30))
             screen._draw_news()
-            screen._render_clock()
+            screen._render_numbers()
             await settled(pilot)
             assert f"step {run.view.step}/300" in shown(screen) and f"disk {gib}.0 GiB" in shown(screen)
         assert not laid_out
@@ -105,23 +109,68 @@ async def test_a_step_lays_nothing_out_beside_the_list(monkeypatch: pytest.Monke
         assert not laid_out
 
 
-async def test_the_plot_waits_with_steps_that_no_eye_could_see(drawn: list[int], tmp_path: Path):
+async def test_the_plot_is_drawn_now_and_then_for_steps_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What each of them says is told beside it at once. Steps that move nothing by a dot wait longer."""
     run = load_run(recorded_run.write(tmp_path) / "events.jsonl", until_step=1350)
     async with RecordedApp(run, HalfcellImage).run_test(size=(160, 48)) as pilot:
         await settled(pilot)
         plot = pilot.app.screen.query_one(LossPlot)
-        before = plot.figure
 
-        def step_to(step: int) -> None:
+        def step_to(step: int) -> float:
+            """Seconds until it is drawn."""
             run.view.losses["low_noise"].append(StepPoint(step, 0.05, 5e-5, 1.8e9))
             run.view.step, run.view.last_seq = step, run.view.last_seq + 1
             plot.show(run.view)
+            waiting = plot._redraw._waiting
+            return waiting.when() - asyncio.get_running_loop().time() if waiting is not None else 0.0
 
-        plot._redraw_late._drawn_at = time.monotonic()  # it has drawn such a step just now
-        step_to(1351)
-        assert plot.figure is before, "a dot of the plot is several steps wide"
-        step_to(1380)
-        assert plot.figure is not before and plot.figure.whole.high == 1380
+        assert step_to(1380) == 0.0 and plot.figure.whole.high == 1380, "the first for some time"
+        assert 5.0 < step_to(1381) <= 10.0, "a dot of the plot is several steps wide"
+        assert 0.0 < step_to(1400) <= 5.0 and plot.figure.whole.high == 1380
+        assert 0.0 < step_to(1401) <= 5.0, "not put off"
+        monkeypatch.setattr(loss_plot, "STEP_SECONDS", 0.0)
+        assert step_to(1402) == 0.0 and plot.figure.whole.high == 1402
+        monkeypatch.setattr(loss_plot, "STEP_SECONDS", 5.0)
+        step_to(1430)
+        run.view.checkpoints.append(run.view.checkpoints[-1])
+        step_to(1431)
+        assert plot.figure.whole.high == 1431, "a mark is news"
+
+
+async def test_what_time_alone_changes_is_drawn_at_every_other_beat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """And no timer rings beside the beats, nor where nobody looks."""
+    run = load_run(usual(until=20).write(tmp_path / "orbit_v1"))
+    now, asked = [100.0], []
+    monkeypatch.setattr(dashboard, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    show = Numbers.show
+    monkeypatch.setattr(Numbers, "show", lambda *given: asked.append(now[0]) or show(*given))
+    async with RecordedApp(run, HalfcellImage).run_test(size=(160, 48)) as pilot:
+        await settle(pilot)
+        screen: Any = pilot.app.screen
+
+        def beat() -> None:
+            now[0] += 1.0
+            run.beat = RunBeat(1, "running", 9, True, now[0] - 100.0)
+            before = screen._ticking._timer
+            screen._draw_news()
+            assert before.cancelled() and screen._ticking.is_waited_for
+
+        beat()
+        asked.clear()
+        for _ in range(6):
+            beat()
+        assert len(asked) == 3
+        step = run.view.last_seq
+        for _ in range(3):  # what is news draws them, and puts the next drawing off
+            run.view.last_seq += 1
+            beat()
+            beat()
+        assert run.view.last_seq == step + 3 and len(asked) == 6
+        await pilot.press("L")
+        await until(pilot, lambda: not screen._ticking.is_waited_for, "the log before it")
+        run.view.last_seq += 1
+        screen._draw_news()  # that was put off
+        assert not screen._ticking.is_waited_for
 
 
 def queued(width: int) -> JobsApp:

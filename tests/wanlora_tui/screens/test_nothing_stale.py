@@ -88,7 +88,8 @@ async def test_no_stale_line_stays_on_a_dashboard(size: tuple[int, int], termina
             run.beat = RunBeat(
                 1, "running", 9, trainer_alive=True, seconds_since_step=dice.randint(0, 90), machine=machine(dice, gpus)
             )
-            screen._render_clock()
+            screen._render_lights()
+            screen._render_numbers()
             return f"a beat with {gpus} GPUs"
         count = dice.choice([1, 1, 1, 7, 30])
         for event in coming[:count]:

@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.helpers.interface.harness import environment, own_daemon, until
 from tests.helpers.terminal import Terminal
 from tests.helpers.tiers import thorough
 from wanlora_tui.terminal.conversation import CELL_SIZE, LATEST_SECONDS, PATIENCE_SECONDS, WHAT_ARE_YOU
+from wanlora_tui.terminal.driver import RECENT_SECONDS
 
 WANLORA = f"{shlex.quote(sys.executable)} -m wanlora_tui.cli"
 QUESTIONS = {  # what is asked -> how a terminal with everything answers
@@ -271,6 +273,34 @@ def interface_of(terminal: Answering) -> psutil.Process:
         for p in [psutil.Process(terminal.process.pid), *psutil.Process(terminal.process.pid).children(recursive=True)]
         if "wanlora_tui.cli" in p.cmdline() and "-c" not in p.cmdline()
     )
+
+
+def wakings(process: psutil.Process) -> int:
+    """Of all its threads but the first."""
+    told = [
+        re.search(
+            r"^voluntary_ctxt_switches:\s*(\d+)", Path(f"/proc/{process.pid}/task/{t.id}/status").read_text(), re.M
+        )
+        for t in process.threads()
+        if t.id != process.pid
+    ]
+    return sum(int(found[1]) for found in told if found)
+
+
+def test_while_no_key_comes_nothing_looks_for_one(open_terminal: Callable[..., Answering]):
+    """The reader waits. The rest are what is heard of the daemon and what is drawn, twice a second or so."""
+    terminal = open_terminal(QUESTIONS)
+    terminal.wait("No jobs yet")
+    process = interface_of(terminal)
+    time.sleep(RECENT_SECONDS + 1.0)  # the first frames, and what reads ahead
+    least = min(later - before for before, later in (counted(process) for _ in range(3)))
+    assert least < 8, least
+
+
+def counted(process: psutil.Process) -> tuple[int, int]:
+    before = wakings(process)
+    time.sleep(1.0)
+    return before, wakings(process)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *thorough(signal.SIGHUP)])
