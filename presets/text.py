@@ -5,6 +5,7 @@ What is printed passes the gate of `escape_output`, what is drawn that of wanlor
 """
 
 import codecs
+import math
 import os
 import re
 import shlex
@@ -55,6 +56,13 @@ def rate_text(value: float, digits: int = 3) -> str:
     """A learning rate as users write it, to so many digits: `1e-4`, `5e-5`, `1.25e-4`."""
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return "0" if value == 0 else f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+def loss_text(value: float) -> str:
+    """A loss, the same wherever it is shown: `0.1234`, and `5.3e-4` or `1.2e30` where those digits say little."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else rate_text(value)
 
 
 def setting_text(field: str, value: object) -> str:

@@ -16,7 +16,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from presets.runs.events import Event, decode_event
 from presets.runs.ranking import Difference, Kept, Measure
-from presets.text import sentences
+from presets.text import loss_text, sentences
 
 MOST_EXPERTS = 8
 MOST_HELD_OUT, MOST_BINS = 256, 64  # clips and noise levels of a held-out loss
@@ -230,9 +230,9 @@ def _loss_text(losses: ExpertLosses) -> str:
     error = "" if losses.error is None else f" ±{losses.error:.2g}"
     first = losses.first
     if not isinstance(first, PairedData) or first.difference is None:
-        return f"{losses.loss:.4f}{error}"
+        return f"{loss_text(losses.loss)}{error}"
     apart = Difference(mean=first.difference, error=first.error, clips=len(losses.clips))
-    return f"{losses.loss:.4f}{error} ({apart.text})"
+    return f"{loss_text(losses.loss)}{error} ({apart.text})"
 
 
 def done_text(data: DoneData) -> str:

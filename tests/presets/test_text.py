@@ -10,7 +10,17 @@ import msgspec
 import pytest
 
 from presets.errors import UserError
-from presets.text import escape_output, escaped, escaped_json, human, make_writable, sentences, to_type, write_over
+from presets.text import (
+    escape_output,
+    escaped,
+    escaped_json,
+    human,
+    loss_text,
+    make_writable,
+    sentences,
+    to_type,
+    write_over,
+)
 from tests.helpers import ROOT
 from wanlora_tui.cli import parser
 
@@ -166,6 +176,36 @@ def test_a_command_that_is_advised_is_taken_by_a_shell_and_by_wanlora_as_it_was_
     assert words[0] == "wanlora"
     args = parser().parse_args(words[1:])
     assert args.job == operand and args.from_step == 5
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"),
+    [
+        (0.0, "0.0000"),
+        (0.12344, "0.1234"),
+        (-0.5, "-0.5000"),
+        (0.001, "0.0010"),
+        (5.31e-5, "5.31e-5"),
+        (99_999.5, "99999.5000"),
+        (8.247e31, "8.25e31"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+    ],
+)
+def test_a_loss_of_any_size_is_read_at_a_glance(loss: float, text: str):
+    assert loss_text(loss) == text
+
+
+def test_every_loss_is_written_by_one_function():
+    own = re.compile(r"loss\w*(?:\[[^\]]*\])*:\.\df\}|held_out:\.\df\}")
+    found = [
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for floor in ("presets", "daemon", "wanlora_tui")
+        for path in (ROOT / floor).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if own.search(line)
+    ]
+    assert not found
 
 
 def test_a_command_without_an_operand():

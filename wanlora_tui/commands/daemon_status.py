@@ -10,7 +10,7 @@ from daemon.wire.answers import HealthReply
 from daemon.wire.blocking import DaemonStatus, daemon_status
 from daemon.wire.protocol import LIVE_STATES, PROTOCOL_VERSION
 from presets import VERSION
-from presets.text import escaped_json, human
+from presets.text import escaped_json, human, loss_text
 from wanlora_tui.commands.common import say
 from wanlora_tui.output.far_words import advised
 from wanlora_tui.output.formatting import count, duration, home_path
@@ -74,7 +74,7 @@ def _details(health: HealthReply) -> list[str]:
     lines = [f"Queue: {health.paused}"] if health.paused else []
     for run in health.runs:
         doing = f", {run.doing}" if run.doing else ""
-        held = "" if run.held_out is None else f", held-out loss {run.held_out:.4f}"
+        held = "" if run.held_out is None else f", held-out loss {loss_text(run.held_out)}"
         best = "" if run.best_step is None else f" (best: step {run.best_step})"
         heard = f"heard {duration(run.quiet)} ago"
         lines.append(f"{run.name}: {run.state}{doing}, step {run.step}/{run.steps}{held}{best}, {heard}")

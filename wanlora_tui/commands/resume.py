@@ -16,7 +16,7 @@ from presets.report.best import ranked_checkpoints
 from presets.runs.checkpoints import StoredCheckpoint, best_text
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
-from presets.text import human, to_type
+from presets.text import human, loss_text, to_type
 from wanlora_tui.commands.common import ask, print_json, print_table, say
 from wanlora_tui.output.far_words import shown_path
 from wanlora_tui.output.formatting import held_out_text
@@ -103,7 +103,7 @@ def checkpoints(args: Namespace) -> int:
     held_out = ["HELD OUT"] if ranked else []
     rows: list[tuple[str, ...]] = [("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", *held_out, "SIZE", "PREVIEWS")]
     for c in there:
-        losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
+        losses = (loss_text(c.losses[e]) if e in c.losses else "-" for e in ("high_noise", "low_noise"))
         previews = shown_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
         held_out = [held_out_text(c)] if ranked else []
         written = time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time))

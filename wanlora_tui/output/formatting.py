@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from presets.text import human, rate_text
+from presets.text import human, loss_text, rate_text
 from presets.text import setting_text as setting_text
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def ending(name: str, state: str, outcome: str) -> str:
 
 def held_out_text(c: "StoredCheckpoint") -> str:
     """The held-out loss of a checkpoint, and what it says: `0.1234 best`, `0.1250 worse`, `-`."""
-    return "-" if c.held_out is None else f"{c.held_out:.4f} {VERDICTS.get(c.verdict, '')}".rstrip()
+    return "-" if c.held_out is None else f"{loss_text(c.held_out)} {VERDICTS.get(c.verdict, '')}".rstrip()
 
 
 def duration(seconds: float) -> str:

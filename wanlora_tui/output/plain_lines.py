@@ -10,7 +10,7 @@ from presets.runs.event_data import DoneData, ValidationData, done_text, measure
 from presets.runs.events import Event
 from presets.runs.run_view import RunView
 from presets.runs.time_left import PlannedTime, seconds_left
-from presets.text import sentences
+from presets.text import loss_text, sentences
 from wanlora_tui.output.formatting import (
     clock,
     count,
@@ -58,7 +58,7 @@ def _text(view: RunView, event: Event, planned: PlannedTime | None, cost: CostSe
             vram = f", VRAM {data['vram_gib']:.1f} GiB" if data["vram_gib"] else ""
             left = seconds_left(view, planned) or 0.0
             return (
-                f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {data['loss']:.4f}, lr"
+                f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {loss_text(data['loss'])}, lr"
                 f" {rate(data['lr'])}, grad norm {data['grad_norm']:.3f}, {seconds_each(data['seconds']['total'])} s,"
                 f" ETA {duration(left)}{vram}, {_times(view.spent.worked, left, event.time, cost)}"
             )

@@ -1,12 +1,11 @@
 """What the lines under a plot say: the values at the cursor and what happened there, or what its marks mean."""
 
-import math
 import time
 from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from presets.text import escaped
+from presets.text import escaped, loss_text
 from wanlora_tui.output.formatting import rate
 from wanlora_tui.plot.curves import LABEL, LINE, MARK, STRONG
 from wanlora_tui.plot.figure import Figure
@@ -18,13 +17,6 @@ GAP = "  "
 LEAST_ROWS = 5  # of a plot, from which on there is a line that reads
 ROOMY_ROWS = 9  # and as many as are needed
 MOST_LINES = 3
-
-
-def value_text(value: float) -> str:
-    """A loss as it is written elsewhere, small ones as a rate is."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else rate(value)
 
 
 def read(figure: Figure, step: float) -> list[Piece]:
@@ -40,8 +32,8 @@ def read(figure: Figure, step: float) -> list[Piece]:
         if s.panel == LR or not s.steps[0] - near <= step <= s.steps[-1] + near:  # a run has no value beyond its ends
             continue
         at = s.nearest(step)
-        mean = f"~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
-        values = [value_text(s.values[at]), mean] if curve.run == 0 or not mean else [mean]
+        mean = f"~{loss_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
+        values = [loss_text(s.values[at]), mean] if curve.run == 0 or not mean else [mean]
         text = f"{curve.sign} {' '.join(values).rstrip()}"
         if s.panel == LOSS:
             (others if curve.run else own).append((text, LINE + curve.number))

@@ -8,6 +8,9 @@ from presets.text import rate_text
 
 ROUND = (1, 2, 5)
 MARGIN = 0.08  # of what is shown, above and below it
+LARGEST = 1e13  # that is written with a suffix
+FARTHEST = 1e4  # from the least to the largest of them
+HUGEST = 1e300  # beyond it, margins and differences are infinite
 SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -38,7 +41,7 @@ class Scale:
 def scale_of(values: list[float], *, log: bool = False) -> Scale:
     """A scale that the finite values fill but for a margin. Equal ones lie in the middle. Those that a log scale has no
     place for are left out."""
-    shown = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    shown = [v for v in values if abs(v) < HUGEST and (v > 1 / HUGEST or not log)]
     if not shown:
         return Scale(0.1, 1.0, True) if log else Scale(0.0, 1.0)
     low, high = min(shown), max(shown)
@@ -86,11 +89,12 @@ def whole_ticks(low: float, high: float, most: int) -> list[int]:
 
 def labels(values: list[float]) -> list[str]:
     """All values of an axis in one notation: with as many digits as tell them apart, as rates (1e-4) when they are very
-    small, else with k, M or G when they are large."""
+    small, very large or far apart, else with k, M or G when they are large."""
     if not values:
         return []
-    largest = max(map(abs, values))
-    if 0 < largest < 1e-2:
+    sizes = [abs(v) for v in values if v] or [1.0]
+    largest = max(sizes)
+    if largest < 1e-2 or largest >= min(LARGEST, FARTHEST * min(sizes)):
         written = ([rate_text(v, digits) for v in values] for digits in range(3, 18))
         return next(texts for texts in written if len(set(texts)) == len(values))
     unit, suffix = next(((u, s) for u, s in SUFFIXES if largest >= 10 * u), (1.0, ""))

@@ -13,7 +13,7 @@ from textual.containers import Vertical
 from textual.widgets import DataTable, Static
 
 from presets.runs.checkpoints import StoredCheckpoint, best_text
-from presets.text import escaped, human
+from presets.text import escaped, human, loss_text
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.far_words import shown_path
 from wanlora_tui.output.formatting import held_out_text
@@ -55,7 +55,7 @@ class CheckpointsScreen(Dialog[int | None]):
         table.add_columns(*COLUMNS[:4], *([HELD_OUT] if ranked else []), *COLUMNS[4:])
         now = time.time()
         for c in self._found:
-            losses = [f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise")]
+            losses = [loss_text(c.losses[e]) if e in c.losses else "-" for e in ("high_noise", "low_noise")]
             cells = [
                 str(c.step),
                 clock_time(c.time, now),

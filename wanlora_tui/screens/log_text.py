@@ -77,7 +77,7 @@ def _breaks(line: str, width: int, indent: int) -> list[int]:
 class LogText(TextArea):
     """`hang`: columns at which the words of a line begin, from the next text on."""
 
-    BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom")
+    BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom", "rows.top", "rows.bottom")
     hang = 0
 
     def _set_document(self, text: str, language: str | None) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from presets.runs.run_view import RunView
+from presets.text import loss_text
 from wanlora_tui.feeds.run_times import RunTimes
 from wanlora_tui.output.formatting import expert_text, rate, seconds_each
 from wanlora_tui.terminal.rows import Rows
@@ -96,8 +97,8 @@ class Numbers(Rows):
             *([] if times.over else [("worked", times.worked or "-")]),
             ("s/step", f"{each} {spark}".rstrip()),
             *([] if times.over else [("expert", expert_text(view.expert) or "-")]),
-            ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
-            ("low loss", f"{last['low_noise']:.4f}" if "low_noise" in last else "-"),
+            ("high loss", loss_text(last["high_noise"]) if "high_noise" in last else "-"),
+            ("low loss", loss_text(last["low_noise"]) if "low_noise" in last else "-"),
             ("lr", rate(view.lr) if stepped else "-"),
             ("grad norm", f"{view.grad_norm:.3f}" if stepped else "-"),
         ]

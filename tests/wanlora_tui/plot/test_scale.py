@@ -17,6 +17,7 @@ from wanlora_tui.plot.scale import Scale, labels, scale_of, ticks, whole_ticks
         (0, 1_000_000, 5, ["0", "200k", "400k", "600k", "800k", "1000k"]),
         (0, 25_000_000, 5, ["0", "5M", "10M", "15M", "20M", "25M"]),
         (2e-5, 1e-4, 3, ["5e-5", "1e-4"]),
+        (0.0, 1.1e20, 3, ["0", "5e19", "1e20"]),
     ],
 )
 def test_ticks_are_round_and_all_in_one_notation(low: float, high: float, most: int, expected: list[str]):
@@ -53,6 +54,11 @@ def test_a_log_scale_has_1_2_and_5_then_powers_of_ten():
     assert len(ticks(Scale(0.11, 0.17, True), 4)) >= 2  # no such value lies within
 
 
+def test_values_that_are_far_apart_are_told_apart():
+    assert labels(ticks(Scale(1e-5, 1e3, True), 5)) == ["1e-5", "1e-3", "1e-1", "1e1", "1e3"]
+    assert labels(ticks(Scale(0.015, 0.6, True), 5)) == ["0.02", "0.05", "0.10", "0.20", "0.50"]
+
+
 def test_steps_are_whole_and_never_negative():
     for low, high in [(0, 0), (1, 1), (1, 3), (0, 7), (1, 2400), (999_990, 1_000_000)]:
         found = whole_ticks(low, high, 6)
@@ -69,7 +75,19 @@ def test_the_trend_fills_the_scale_with_a_margin():
 
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize(
-    "values", [[], [math.nan], [math.inf, -math.inf], [0.5], [0.5, 0.5], [0.0], [-1.0, 0.0], [1e-300]]
+    "values",
+    [
+        [],
+        [math.nan],
+        [math.inf, -math.inf],
+        [0.5],
+        [0.5, 0.5],
+        [0.0],
+        [-1.0, 0.0],
+        [1e-300],
+        [5e-324, 1.7e308],
+        [-1.7e308, 1.7e308],
+    ],
 )
 def test_odd_values_have_a_scale_too(values: list[float], log: bool):
     scale = scale_of(values, log=log)

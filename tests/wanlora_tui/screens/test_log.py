@@ -48,7 +48,11 @@ async def test_search_goes_on_and_round_within_the_log(size: tuple[int, int], tm
         await pilot.press("N", "y")
         await until(pilot, lambda: pilot.app.clipboard == line(pilot).rstrip(), "the copy of the match's line")
         assert "from the cache" in pilot.app.clipboard
-        await pilot.press("shift+left", "y")
+        await pilot.press("home")
+        await until(pilot, lambda: "2026" in line(pilot), "the first line")
+        await pilot.press("end")
+        await until(pilot, lambda: "written again" in line(pilot), "the newest one")
+        await pilot.press("N", "shift+left", "y")
         await until(pilot, lambda: pilot.app.clipboard == "weight", "the copy of what is selected")
         await pilot.press("j", "y")
         await until(pilot, lambda: pilot.app.clipboard.endswith("checkpoints/step_000000121"), "the copy of a line")

@@ -14,7 +14,7 @@ from textual.content import Content
 from daemon.settings import CostSettings
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView, StepPoint
-from presets.text import escaped
+from presets.text import escaped, loss_text
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.offers import as_told
 from wanlora_tui.feeds.run_times import RunTimes, run_times
@@ -186,7 +186,7 @@ def _run(rows: _Rows, view: RunView) -> None:
     rows.gap()
     for expert, points in view.losses.items():
         if line := loss_line(points, rows.width - LABEL - len(" 0.0000")):
-            rows.add(escaped(expert_text(expert)), f"{line} {points[-1].loss:.4f}")
+            rows.add(escaped(expert_text(expert)), f"{line} {loss_text(points[-1].loss)}")
     rows.gap()
     for file in view.files[:FILES]:
         rows.add("✓ LoRA", escaped(file))

@@ -12,7 +12,7 @@ from textual.message import Message
 
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView
-from presets.text import escaped
+from presets.text import escaped, loss_text
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.run_times import left_text
 from wanlora_tui.output.formatting import gpus_text, seconds_each, shorten
@@ -146,7 +146,7 @@ def cells_of(record: JobRecord, view: RunView | None, now: float) -> dict[str, s
         training = view.phase.name == "training"
         cells |= {
             "expert": view.expert.removesuffix("_noise") if training else view.phase.name,
-            "loss": f"{view.loss:.4f}" if view.step else "",
+            "loss": loss_text(view.loss) if view.step else "",
             "pace": seconds_each(view.seconds_per_step) if view.seconds_per_step else "",
             "eta": left_text(record, view),
         }
