@@ -153,6 +153,17 @@ class _Tree(DirectoryTree):
             and (p.is_dir() or (self.suffixes is not None and p.suffix.lower() in self.suffixes))
         ]
 
+    async def show_only(self, needle: str) -> None:
+        """With the cursor on the first thing that is left, and not on the top folder."""
+        self.needle = needle
+        await self.reload()
+        # It hears only now that its top folder is open. Within the next reload it would read that once more, and take
+        # the cursor away.
+        heard = asyncio.Event()
+        if self.call_later(heard.set):
+            await heard.wait()
+        self.cursor_line = min(1, self.last_line)
+
     def action_choose(self) -> None:
         assert isinstance(self.screen, PathPicker)
         if self.cursor_node is not None and self.cursor_node.data is not None:
@@ -241,9 +252,7 @@ class PathPicker(Dialog[str | None]):
     async def _filtered(self, event: Input.Changed) -> None:
         event.stop()
         tree = self.query_one(_Tree)
-        tree.needle = event.value.strip().lower()
-        await tree.reload()
-        tree.cursor_line = min(1, tree.last_line)  # the first thing that is left, and not the top folder
+        await tree.show_only(event.value.strip().lower())
         if "/" in event.value and not tree.root.children:
             self._take_as_path()
 
