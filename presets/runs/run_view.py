@@ -41,7 +41,7 @@ from presets.runs.loss_points import StepPoint, Thinned, plot
 from presets.runs.ranking import Kept, Measure, Ranking, bounded, rank
 from presets.runs.ranks import RankSeen, keep_ranks
 from presets.runs.spent import Spent, pace
-from presets.runs.time_left import ToCome, seconds_left, to_come
+from presets.runs.time_left import ToCome, to_come
 from presets.text import sentences, setting_text
 
 FOLD_VERSION = 6  # to be raised with every change of what events add up to: stored folds of another one are not used
@@ -153,11 +153,6 @@ class RunView(Struct, kw_only=True):
     outcome: str = ""  # why it stopped or failed, and what to do next; of one that is done, its best checkpoint
     to_come: ToCome | None = None  # how the job's steps and previews follow each other; None: it did not say
     spent: Spent = field(default_factory=Spent)  # where its time went
-
-    @property
-    def eta_seconds(self) -> float:
-        """Seconds that it still takes, previews and saves included; 0 while nothing is known."""
-        return seconds_left(self) or 0.0
 
     @property
     def ranking(self) -> Ranking | None:

@@ -12,7 +12,7 @@ from presets.runs.alike_steps import alike_lines
 from presets.runs.event_data import quick_lines
 from presets.runs.events import Event
 from presets.runs.run_view import LOG_TAIL, RunView, apply_all, apply_event, apply_lines
-from presets.runs.time_left import ToCome
+from presets.runs.time_left import ToCome, seconds_left
 from tests.helpers.tiers import thorough
 
 _STEP = {"lr": 1e-4, "grad_norm": 0.5, "timestep": 900.0, "vram_gib": 1.0, "ram_gib": 2.0, "clips": ["a"]}
@@ -95,7 +95,7 @@ def test_the_whole_run():
         "chunked",
     )
     assert view.files == ["orbit_high_noise.safetensors"] and view.outcome == ""
-    assert view.last_seq == len(whole_run()) and view.eta_seconds == 0
+    assert view.last_seq == len(whole_run()) and not seconds_left(view)
     assert [f["code"] for f in view.findings] == ["frames-mismatch"]
     assert [line.text for line in view.log if line.kind == "stopped"] == ["stopped after step 9: on request"]
 
@@ -228,7 +228,7 @@ def test_seconds_per_step_follows_slowly_and_gives_the_eta():
     t.start()
     t.step(1)
     view = folded(t.events)
-    assert view.seconds_per_step == 2.0 and view.eta_seconds == pytest.approx(19 * 2.0)
+    assert view.seconds_per_step == 2.0 and seconds_left(view) == pytest.approx(19 * 2.0)
 
 
 def test_the_pace_is_the_mean_of_recent_steps_without_those_that_compiled():
