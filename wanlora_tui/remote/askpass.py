@@ -27,7 +27,7 @@ if __name__ == "__main__":
             signal.signal(signal.SIGCONT, hide)  # a shell has had the terminal meanwhile
             print(getpass(f"{mark}{question}{mark}", sys.stderr))
         else:
-            os.write(sys.stderr.fileno(), f"{mark}{question}{mark}".encode())
+            os.write(sys.stderr.fileno(), f"{mark}{question}{mark}".encode(errors="surrogateescape"))
             if kind == "none":
                 sys.stderr.write("\n")
                 signal.pause()

@@ -128,7 +128,8 @@ def test_a_run_tells_what_is_left():
     one = entry()
     measure(one, RunView(), 0.0)
     assert one.left is None
-    measure(one, RunView(steps=100, step=40, seconds_per_step=2.0, spent=Spent(costs={"high_noise": [2.0]})), 0.0)
+    spent = Spent(costs={"high_noise": [2.0]})
+    measure(one, RunView(steps=100, step=40, recent=[2.0], seconds_per_step=2.0, spent=spent), 0.0)
     assert one.left == Left(120.0, 40, 100)
 
 

@@ -374,7 +374,7 @@ async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(wor
         state.set_value("training.steps", 1000)
         state.set_value("training.lr", 2e-4)
         await at_field(pilot, "multistage.high.share")
-        assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 0.0002" in screen_text(
+        assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 2e-4" in screen_text(
             pilot.app
         )
         row = await focus_field(pilot, "multistage.high.share")
