@@ -11,7 +11,7 @@ from types import TracebackType
 
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_event
-from presets.text import escaped, unescaped
+from presets.text import escaped, loss_text, unescaped
 
 BYTES = 10_000_000  # what is counted so high is bytes
 
@@ -65,7 +65,7 @@ class Console:
         apply_event(view, event)
         for line in view.log:
             self._print(line.text)
-        step = f"{view.expert} loss {view.loss:.4f}, {view.seconds_per_step:.2f} s/step"
+        step = f"{view.expert} loss {loss_text(view.loss)}, {view.seconds_per_step:.2f} s/step"
         if self._bar is None:
             if event.kind == "step":
                 self._print(f"step {view.step}/{view.steps} {step}")

@@ -35,6 +35,7 @@ from engine.toy_base.parts import (
     write_base,
 )
 from engine.toy_base.score import fidelity, report
+from presets.text import loss_text
 
 # of the VAE: colours and shapes are learned from single frames, ten for each film of a batch
 IMAGE_STEPS, FILM_STEPS, FILMS = 7500, 6100, 24
@@ -129,7 +130,7 @@ def train_experts(state: Path, seed: int, steps: int | None, device: torch.devic
         if (step + 1) % 2000 == 0:
             _say(
                 f"step {step + 1}: "
-                + ", ".join(f"{name} {learner.loss.item():.4f}" for name, learner in learners.items())
+                + ", ".join(f"{name} {loss_text(learner.loss.item())}" for name, learner in learners.items())
             )
     for name, learner in learners.items():
         save_file(learner.averaged_state(), state / f"{name}.safetensors")

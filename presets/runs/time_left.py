@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST = 1e9  # seconds
 MOST_BYTES = 2**60
-FEW_STEPS = 3
+FEW_STEPS = 3  # of fewer the first, which compiles, may be all that there is
 
 
 class PlannedTime(Struct, frozen=True):

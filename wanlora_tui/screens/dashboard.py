@@ -129,7 +129,6 @@ class DashboardScreen(RunCommands, FirstLayout):
                 yield MachineHealth(id="health")
                 yield Poster(self._image, pictures=self._pictures, id="preview")
                 yield FilesList(id="files")
-        # in 80 columns every key counts; the help names the palette
         yield FittingFooter(spare=SPARE, more=MORE)
 
     def on_mount(self) -> None:

@@ -19,7 +19,6 @@ from tests.helpers.interface.harness import environment, own_daemon, until
 from tests.helpers.terminal import Terminal
 from tests.helpers.tiers import thorough
 from wanlora_tui.terminal.conversation import CELL_SIZE, LATEST_SECONDS, PATIENCE_SECONDS, WHAT_ARE_YOU
-from wanlora_tui.terminal.driver import RECENT_SECONDS
 
 WANLORA = f"{shlex.quote(sys.executable)} -m wanlora_tui.cli"
 QUESTIONS = {  # what is asked -> how a terminal with everything answers
@@ -292,15 +291,13 @@ def test_while_no_key_comes_nothing_looks_for_one(open_terminal: Callable[..., A
     terminal = open_terminal(QUESTIONS)
     terminal.wait("No jobs yet")
     process = interface_of(terminal)
-    time.sleep(RECENT_SECONDS + 1.0)  # the first frames, and what reads ahead
-    least = min(later - before for before, later in (counted(process) for _ in range(3)))
-    assert least < 8, least
 
+    def at_rest() -> bool:
+        before = wakings(process)
+        time.sleep(1.0)
+        return wakings(process) - before < 8
 
-def counted(process: psutil.Process) -> tuple[int, int]:
-    before = wakings(process)
-    time.sleep(1.0)
-    return before, wakings(process)
+    until(at_rest, "a second in which next to nothing woke")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, *thorough(signal.SIGHUP)])
